@@ -1,0 +1,108 @@
+//! Policies, before anybody looks at what they configure: whom they select, in which order, merged how.
+
+pub(crate) mod merge;
+pub(crate) mod rank;
+pub(crate) mod table;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::Value;
+use ursa_model::{
+    Kri, ResourceKey,
+    policy::{TargetKind, TargetRef},
+};
+
+use self::rank::Rank;
+
+/// A policy of any kind.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    pub(crate) key: ResourceKey,
+    pub(crate) kri: Kri,
+    pub(crate) hash: u128,
+    pub(crate) rank: Rank,
+    pub(crate) target: Target,
+    pub(crate) to: Vec<To>,
+    /// Items of `rules`, as written.
+    pub(crate) rules: Vec<Value>,
+}
+
+/// Which proxies a policy selects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// All of the mesh.
+    Mesh,
+    /// Those with these labels; with a section only one of their inbounds.
+    Dataplane { labels: BTreeMap<String, String>, section: Option<String> },
+    /// None: the kind can't be a target.
+    Nobody,
+}
+
+/// One item of `to`.
+#[derive(Debug)]
+pub(crate) struct To {
+    pub(crate) target: TargetRef,
+    /// The item as written.
+    pub(crate) body: Value,
+}
+
+impl Policy {
+    pub(crate) fn new(
+        key: ResourceKey,
+        kri: Kri,
+        hash: u128,
+        rank: Rank,
+        target: Option<TargetRef>,
+        to: Vec<Value>,
+        rules: Vec<Value>,
+    ) -> Result<Self, String> {
+        let target = match target {
+            None => Target::Mesh,
+            Some(target) => match target.kind {
+                TargetKind::Mesh => Target::Mesh,
+                TargetKind::Dataplane => {
+                    let section = target.section_name.filter(|name| !name.is_empty());
+                    Target::Dataplane { labels: target.labels, section }
+                }
+                _ => Target::Nobody,
+            },
+        };
+        let to = to
+            .into_iter()
+            .enumerate()
+            .map(|(index, body)| {
+                let target = body.get("targetRef").cloned().unwrap_or_default();
+                match serde_json::from_value(target) {
+                    Ok(target) => Ok(To { target, body }),
+                    Err(e) => Err(format!("spec.to[{index}].targetRef: {e}")),
+                }
+            })
+            .collect::<Result<_, String>>()?;
+        Ok(Self { key, kri, hash, rank, target, to, rules })
+    }
+
+    /// Whether it selects a proxy with these labels.
+    pub(crate) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        match &self.target {
+            Target::Mesh => true,
+            Target::Dataplane { labels: wanted, .. } => contains(labels, wanted),
+            Target::Nobody => false,
+        }
+    }
+
+    /// Whether its rules are for this inbound of a proxy that it selects.
+    pub(crate) fn covers_inbound(&self, section: &str) -> bool {
+        match &self.target {
+            Target::Dataplane { section: Some(wanted), .. } => wanted == section,
+            _ => true,
+        }
+    }
+}
+
+/// Whether labels have all that is wanted.
+pub(crate) fn contains(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// The policies that select one proxy: by kind, the weakest first.
+pub(crate) type Selected = BTreeMap<&'static str, Vec<Arc<Policy>>>;
