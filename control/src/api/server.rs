@@ -1,0 +1,279 @@
+//! The API on the wire: plain HTTP on loopback, HTTPS, and the operator's unix socket.
+
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use axum::Router;
+use http::Request;
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use rustls::ServerConfig;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+
+use super::OverTls;
+use crate::{
+    access::Peer,
+    config::{Config, General, HttpsServer},
+};
+
+/// A client that hasn't sent its request's head by then isn't waited for.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long open requests may take when the process ends.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// The bound listeners of the API.
+#[derive(Debug)]
+pub struct Servers {
+    http: Option<TcpListener>,
+    https: Option<(TcpListener, Arc<ServerConfig>)>,
+    unix: Option<UnixListener>,
+}
+
+impl Servers {
+    /// Binds everything that the configuration asks for. Nothing is served yet.
+    pub async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let api = &config.api_server;
+        let http = if api.http.enabled {
+            Some(listen(&api.http.interface, api.http.port, "apiServer.http.port").await?)
+        } else {
+            None
+        };
+        let https = if api.https.enabled {
+            let listener = listen(&api.https.interface, api.https.port, "apiServer.https.port").await?;
+            Some((listener, tls_config(&api.https, &config.general)?))
+        } else {
+            None
+        };
+        let unix = if api.socket.is_empty() { None } else { Some(listen_unix(Path::new(&api.socket))?) };
+        Ok(Self { http, https, unix })
+    }
+
+    /// The address of plain HTTP, where a port was chosen by the system.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// The address of HTTPS.
+    pub fn https_address(&self) -> Option<SocketAddr> {
+        self.https.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+    }
+
+    /// Serves until `shutdown` is cancelled, in tasks of `tasks`.
+    pub fn serve(self, router: &Router, tasks: &TaskTracker, shutdown: &CancellationToken) {
+        let serving = Serving { router: router.clone(), tasks: tasks.clone(), shutdown: shutdown.clone() };
+        if let Some(listener) = self.http {
+            tasks.spawn(serving.clone().tcp(listener, None));
+        }
+        if let Some((listener, tls)) = self.https {
+            tasks.spawn(serving.clone().tcp(listener, Some(TlsAcceptor::from(tls))));
+        }
+        if let Some(listener) = self.unix {
+            tasks.spawn(serving.unix(listener));
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Serving {
+    router: Router,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Serving {
+    async fn tcp(self, listener: TcpListener, tls: Option<TlsAcceptor>) {
+        while let Some(accepted) = self.shutdown.run_until_cancelled(listener.accept()).await {
+            let Some((stream, remote)) = accepted_or_pause(accepted).await else { continue };
+            let (serving, tls) = (self.clone(), tls.clone());
+            self.tasks.spawn(async move { serving.connection(stream, remote, tls).await });
+        }
+    }
+
+    async fn connection(self, stream: TcpStream, remote: SocketAddr, tls: Option<TlsAcceptor>) {
+        let peer = Peer::Tcp(remote);
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY can't be set");
+        }
+        let Some(acceptor) = tls else {
+            return self.requests(stream, peer, false).await;
+        };
+        match tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => self.requests(stream, peer, true).await,
+            Ok(Err(error)) => tracing::debug!(%remote, %error, "TLS handshake failed"),
+            Err(_) => tracing::debug!(%remote, "TLS handshake took too long"),
+        }
+    }
+
+    async fn unix(self, listener: UnixListener) {
+        while let Some(accepted) = self.shutdown.run_until_cancelled(listener.accept()).await {
+            let Some((stream, _)) = accepted_or_pause(accepted).await else { continue };
+            match stream.peer_cred() {
+                Ok(credentials) => {
+                    let (serving, peer) = (self.clone(), Peer::Unix { uid: credentials.uid() });
+                    self.tasks.spawn(async move { serving.requests(stream, peer, false).await });
+                }
+                Err(error) => tracing::warn!(%error, "a client of the socket has no credentials"),
+            }
+        }
+    }
+
+    async fn requests<S>(self, stream: S, peer: Peer, over_tls: bool)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let router = self.router;
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            if over_tls {
+                request.extensions_mut().insert(OverTls);
+            }
+            router.clone().oneshot(request.map(axum::body::Body::new))
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        builder.http2().timer(TokioTimer::new());
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            result = connection.as_mut() => result,
+            () = self.shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                match tokio::time::timeout(DRAIN, connection).await {
+                    Ok(result) => result,
+                    Err(_) => return,
+                }
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, ?peer, "a connection ended with an error");
+        }
+    }
+}
+
+/// The accepted connection. Without file descriptors accepting fails at once and again: then others
+/// must get the chance to close theirs.
+async fn accepted_or_pause<T>(accepted: io::Result<T>) -> Option<T> {
+    match accepted {
+        Ok(accepted) => Some(accepted),
+        Err(error) => {
+            tracing::warn!(%error, "can't accept a connection; if files are used up, raise LimitNOFILE");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            None
+        }
+    }
+}
+
+/// Listens on a port; the error says what to do about a port that is taken.
+pub async fn listen(interface: &str, port: u16, key: &str) -> anyhow::Result<TcpListener> {
+    let address =
+        SocketAddr::new(interface.parse::<IpAddr>().with_context(|| format!("{interface:?}"))?, port);
+    TcpListener::bind(address).await.map_err(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::AddrInUse => format!(
+                "another process listens there (see it with: ss -ltnp 'sport = :{port}'); stop it, or set {key} to another port"
+            ),
+            io::ErrorKind::PermissionDenied => {
+                format!("this user may not; choose a port of 1024 or above in {key}, or grant CAP_NET_BIND_SERVICE")
+            }
+            io::ErrorKind::AddrNotAvailable => format!("no interface of this machine has the address {interface}"),
+            _ => format!("check {key}"),
+        };
+        anyhow::anyhow!("can't listen on {address}: {error}: {remedy}")
+    })
+}
+
+fn listen_unix(path: &Path) -> anyhow::Result<UnixListener> {
+    let shown = path.display();
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)
+            .with_context(|| format!("can't create {} for apiServer.socket", dir.display()))?;
+    }
+    // A socket that nobody answers on is left from a process that was killed.
+    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        anyhow::ensure!(
+            std::os::unix::net::UnixStream::connect(path).is_err(),
+            "can't listen on {shown}: another control plane answers there; stop it, or set apiServer.socket to another path"
+        );
+        fs::remove_file(path).with_context(|| format!("can't remove the old socket {shown}"))?;
+    }
+    let listener = UnixListener::bind(path).with_context(|| {
+        format!("can't listen on {shown}; check apiServer.socket and the rights of its folder")
+    })?;
+    // Everybody may connect; who is admin is decided by the peer's credentials.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666))
+        .with_context(|| format!("can't set the mode of {shown}"))?;
+    Ok(listener)
+}
+
+/// TLS by the configured files, or by a certificate that is made in the work folder once.
+fn tls_config(https: &HttpsServer, general: &General) -> anyhow::Result<Arc<ServerConfig>> {
+    let configured =
+        [(&https.tls_cert_file, &https.tls_key_file), (&general.tls_cert_file, &general.tls_key_file)];
+    let (cert, key) = match configured.into_iter().find(|(cert, _)| !cert.is_empty()) {
+        Some((cert, key)) => (cert.into(), key.into()),
+        None => self_signed(&general.work_dir)?,
+    };
+    let chain = CertificateDer::pem_file_iter(&cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .with_context(|| format!("can't read the API's certificate {}", cert.display()))?;
+    let private = PrivateKeyDer::from_pem_file(&key)
+        .with_context(|| format!("can't read the API's key {}", key.display()))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .context("no TLS version can be used")?
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .with_context(|| format!("the API's certificate {} and its key don't fit", cert.display()))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn self_signed(dir: &Path) -> anyhow::Result<(std::path::PathBuf, std::path::PathBuf)> {
+    let (cert, key) = (dir.join("api-tls.crt"), dir.join("api-tls.key"));
+    if cert.exists() && key.exists() {
+        return Ok((cert, key));
+    }
+    let hostname =
+        nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".into(), "::1".into(), "ursa-control".into()];
+    if !hostname.is_empty() && !names.contains(&hostname) {
+        names.push(hostname);
+    }
+    let made = rcgen::generate_simple_self_signed(names).context("can't make a certificate for the API")?;
+    fs::create_dir_all(dir).with_context(|| format!("can't create {}", dir.display()))?;
+    write_private(&key, made.signing_key.serialize_pem().as_bytes())?;
+    fs::write(&cert, made.cert.pem()).with_context(|| format!("can't write {}", cert.display()))?;
+    tracing::info!(cert = %cert.display(), "made a self-signed certificate for the API");
+    Ok((cert, key))
+}
+
+fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
+    let mut options = fs::OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("can't write {}", path.display()))?;
+    file.write_all(content).with_context(|| format!("can't write {}", path.display()))
+}

@@ -1,0 +1,165 @@
+use http::{Request, StatusCode, header};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use super::*;
+use crate::{
+    access::Peer,
+    config::Config,
+    store::{Store, StoreOptions},
+    tokens::TokenKind,
+};
+
+struct Fixture {
+    router: Router,
+    control: Arc<ControlPlane>,
+    _dir: tempfile::TempDir,
+}
+
+fn fixture_with(config: Config) -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&StoreOptions::in_dir(dir.path())).unwrap();
+    let control = Arc::new(ControlPlane::new(config, store));
+    Fixture { router: router(ApiState::new(control.clone())), control, _dir: dir }
+}
+
+fn fixture() -> Fixture {
+    fixture_with(Config::default())
+}
+
+const OPERATOR: Peer = Peer::Unix { uid: 0 };
+
+impl Fixture {
+    async fn raw(&self, request: http::request::Builder, body: impl Into<Body>) -> (StatusCode, Value) {
+        let response = self.router.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap();
+        let status = response.status();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&bytes).unwrap_or_default())
+    }
+
+    async fn send(&self, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        self.raw(Request::builder().method(method).uri(path).extension(OPERATOR), body).await
+    }
+
+    async fn with_mesh(self) -> Self {
+        let (status, _) =
+            self.send("PUT", "/meshes/default", json!({ "type": "Mesh", "name": "default" })).await;
+        assert_eq!(status, StatusCode::CREATED);
+        self
+    }
+}
+
+fn local() -> Peer {
+    Peer::Tcp("127.0.0.1:40000".parse().unwrap())
+}
+
+#[tokio::test]
+async fn nobody_is_asked_who_they_are() {
+    let api = fixture();
+    for path in ["/config", "/meshes", "/who-am-i", "/policies", "/secrets", "/nothing"] {
+        let request = Request::builder().uri(path).header(header::HOST, "localhost").extension(local());
+        let (status, body) = api.raw(request, Body::empty()).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}: {body}");
+    }
+    let (status, _) = api.raw(Request::builder().uri("/").extension(local()), Body::empty()).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn only_root_and_the_own_user_are_operators_on_the_socket() {
+    let api = fixture();
+    let ask = |uid| Request::builder().uri("/who-am-i").extension(Peer::Unix { uid });
+    assert_eq!(api.raw(ask(0), Body::empty()).await.0, StatusCode::OK);
+    assert_eq!(api.raw(ask(nix::unistd::Uid::effective().as_raw()), Body::empty()).await.0, StatusCode::OK);
+    assert_eq!(api.raw(ask(12_345), Body::empty()).await.0, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn a_user_may_read_but_no_secrets() {
+    let api = fixture().with_mesh().await;
+    api.control.tokens.ensure_signing_key(&TokenKind::User).await.unwrap();
+    let token = api.control.tokens.user_token("john", &[], time::Duration::hours(1)).await.unwrap();
+    let ask = |path: &str| {
+        Request::builder()
+            .uri(path)
+            .header(header::AUTHORIZATION, format!("Bearer {token}"))
+            .extension(local())
+    };
+    assert_eq!(api.raw(ask("/meshes"), Body::empty()).await.0, StatusCode::OK);
+    let (status, body) = api.raw(ask("/secrets"), Body::empty()).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert_eq!(
+        body["detail"],
+        "user \"john/mesh-system:authenticated\" cannot access the resource of type \"Secret\""
+    );
+    // Credentials that don't hold are no reason to fall back to others.
+    let broken =
+        Request::builder().uri("/meshes").header(header::AUTHORIZATION, "Bearer x").extension(OPERATOR);
+    assert_eq!(api.raw(broken, Body::empty()).await.0, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn a_long_body_is_refused_unread() {
+    let api = fixture().with_mesh().await;
+    let request =
+        || Request::builder().method("PUT").uri("/meshes/default/meshtimeouts/t").extension(OPERATOR);
+    let announced = request().header(header::CONTENT_LENGTH, 11 * 1024 * 1024);
+    let (status, body) = api.raw(announced, Body::empty()).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(body["detail"].as_str().unwrap().contains("apiServer.maxBodyBytes"), "{body}");
+    let (status, _) = api.raw(request(), vec![b' '; 11 * 1024 * 1024]).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn bad_input_is_named() {
+    let api = fixture().with_mesh().await;
+    let request = Request::builder().method("PUT").uri("/meshes/m").extension(OPERATOR);
+    let (status, body) = api.raw(request, "{\"type\":").await;
+    assert_eq!((status, &body["title"]), (StatusCode::BAD_REQUEST, &json!("Bad Request")));
+    let (status, body) = api.send("PUT", "/meshes/m", json!({ "type": "Mesh", "name": "other" })).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(body["invalid_parameters"][0]["reason"], "name from the URL has to be the same as in body");
+    let (status, body) = api.send("GET", "/meshes/absent/dataplanes", Value::Null).await;
+    assert_eq!((status, &body["title"]), (StatusCode::NOT_FOUND, &json!("Failed to retrieve Mesh")));
+    let (status, _) = api.send("GET", "/meshtimeoutz", Value::Null).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let (status, _) = api.send("POST", "/meshes", json!({})).await;
+    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+    let (status, _) = api.send("GET", "/meshes/a%00b", Value::Null).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn a_deleted_mesh_takes_its_resources_along() {
+    let api = fixture().with_mesh().await;
+    let workload = json!({ "type": "Workload", "mesh": "default", "name": "web", "spec": {} });
+    assert_eq!(api.send("PUT", "/meshes/default/workloads/web", workload).await.0, StatusCode::CREATED);
+    assert_eq!(api.send("DELETE", "/meshes/default", Value::Null).await.0, StatusCode::OK);
+    assert_eq!(api.send("GET", "/workloads", Value::Null).await.1["total"], 0);
+}
+
+#[tokio::test]
+async fn a_read_only_server_refuses_writes() {
+    let setting = ("apiServer.readOnly".to_owned(), json!(true));
+    let api = fixture_with(Config::default().with(&[setting]).unwrap());
+    let (status, _) = api.send("PUT", "/meshes/m", json!({ "type": "Mesh", "name": "m" })).await;
+    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn the_configuration_shows_no_secret() {
+    let api = fixture();
+    let (status, body) = api.send("GET", "/config", Value::Null).await;
+    assert_eq!((status, &body["mode"]), (StatusCode::OK, &json!("zone")));
+}
+
+#[tokio::test]
+async fn a_taken_port_says_what_to_do() {
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let error = server::listen("127.0.0.1", port, "apiServer.http.port").await.unwrap_err().to_string();
+    assert!(error.contains("set apiServer.http.port to another port"), "{error}");
+}

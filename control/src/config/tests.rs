@@ -1,0 +1,90 @@
+use serde_json::json;
+
+use super::*;
+
+fn vars(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
+#[test]
+fn defaults_load_without_a_file() {
+    let config = load(None, [], &[]).unwrap();
+    assert_eq!(config, Config::default());
+    assert!(!config.api_server.authn.localhost_is_admin);
+}
+
+#[test]
+fn layers_win_in_order() {
+    let file =
+        file("apiServer:\n  http:\n    port: 1\n  https:\n    port: 2\nmultizone: {zone: {name: east}}\n");
+    let config = load(
+        Some(file.path()),
+        vars(&[("URSA_API_SERVER_HTTPS_PORT", "3"), ("HOME", "/root"), ("URSA_STORE_UNSAFE_DELETE", "true")]),
+        &vars(&[("apiServer.http.port", "4")]),
+    )
+    .unwrap();
+    assert_eq!(config.api_server.http.port, 4);
+    assert_eq!(config.api_server.https.port, 3);
+    assert_eq!(config.zone(), "east");
+    assert!(config.store.unsafe_delete);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_the_nearest() {
+    let file = file("apiServer:\n  htttp:\n    port: 1\n");
+    let error = load(Some(file.path()), [], &[]).unwrap_err().to_string();
+    assert!(error.contains("\"apiServer.htttp\""), "{error}");
+    assert!(error.contains("did you mean \"apiServer.http\"?"), "{error}");
+}
+
+#[test]
+fn an_unknown_variable_is_named() {
+    let error = load(None, vars(&[("URSA_API_SERVER_HTTP_PROT", "1")]), &[]).unwrap_err().to_string();
+    assert!(error.contains("URSA_API_SERVER_HTTP_PROT"), "{error}");
+    assert!(error.contains("did you mean URSA_API_SERVER_HTTP_PORT?"), "{error}");
+}
+
+#[test]
+fn a_wrong_value_names_its_key() {
+    let error = load(None, vars(&[("URSA_API_SERVER_HTTP_PORT", "x")]), &[]).unwrap_err().to_string();
+    assert!(error.contains("apiServer.http.port"), "{error}");
+    let file = file("apiServer: {http: {port: 70000}}");
+    let error = load(Some(file.path()), [], &[]).unwrap_err().to_string();
+    assert!(error.contains("apiServer.http.port"), "{error}");
+}
+
+#[test]
+fn plain_http_stays_on_loopback() {
+    let error =
+        load(None, vars(&[("URSA_API_SERVER_HTTP_INTERFACE", "0.0.0.0")]), &[]).unwrap_err().to_string();
+    assert!(error.contains("apiServer.https"), "{error}");
+}
+
+#[test]
+fn lists_come_from_commas() {
+    let config = load(None, vars(&[("URSA_ACCESS_STATIC_ADMIN_RESOURCES_USERS", "a, b")]), &[]).unwrap();
+    assert_eq!(config.access.r#static.admin_resources.users, ["a", "b"]);
+}
+
+#[test]
+fn standalone_is_zone() {
+    let file = file("mode: standalone\n");
+    assert_eq!(load(Some(file.path()), [], &[]).unwrap().mode, Mode::Zone);
+}
+
+#[test]
+fn secrets_are_hidden() {
+    let mut value =
+        json!({"postgres": {"password": "x", "user": "y"}, "list": [{"clientSecret": "z"}], "password": ""});
+    overlay::redact(&mut value);
+    assert_eq!(
+        value,
+        json!({"postgres": {"password": "*****", "user": "y"}, "list": [{"clientSecret": "*****"}], "password": ""})
+    );
+}
