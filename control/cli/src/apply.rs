@@ -1,0 +1,189 @@
+//! `ursa apply`: files, folders, URLs and standard input; variables; many documents.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, bail};
+use http::StatusCode;
+use serde_json::Value;
+use ursa_model::{Resource, Scope};
+
+use crate::args::{ApplyArgs, Global};
+use crate::config::{ApiServer, Session};
+use crate::output;
+use crate::resources::{collection, escape};
+
+/// Everything is read and parsed before the first write, so a typo in the last document changes nothing.
+pub(crate) async fn run(global: &Global, args: ApplyArgs) -> anyhow::Result<()> {
+    let Some(file) = args.file else { bail!("required flag(s) \"file\" not set") };
+    let vars = variables(&args.vars)?;
+    let mut documents = Vec::new();
+    for text in read(global, &file).await? {
+        documents.extend(split(&substitute(&text, &vars)));
+    }
+    if documents.is_empty() {
+        bail!("no resource(s) passed to apply");
+    }
+    let (mut resources, mut broken) = (Vec::new(), false);
+    for (index, text) in documents.iter().enumerate() {
+        match parse(text) {
+            Ok(resource) => resources.push(resource),
+            Err(message) => {
+                broken = true;
+                eprintln!("resource[{index}]: failed to parse resource: {message}");
+            }
+        }
+    }
+    if broken {
+        bail!("failed to validate some resources");
+    }
+    if args.dry_run {
+        let texts: Result<Vec<String>, _> =
+            resources.iter().map(|resource| output::to_yaml(&resource.to_json())).collect();
+        print!("{}", texts?.join("---\n"));
+        return Ok(());
+    }
+    let session = Session::open(global)?;
+    for resource in &resources {
+        put(&session, resource).await?;
+    }
+    Ok(())
+}
+
+/// Writes one resource and says what became of it.
+pub(crate) async fn put(session: &Session, resource: &Resource) -> anyhow::Result<()> {
+    let (kind, meta) = (resource.descriptor, &resource.meta);
+    let path = format!("{}/{}", collection(kind, &meta.mesh), escape(&meta.name));
+    let mut body = resource.to_json();
+    if let Value::Object(fields) = &mut body {
+        for computed in ["kri", "snis", "creationTime", "modificationTime"] {
+            fields.remove(computed);
+        }
+    }
+    let answer = session.api.send("PUT", &path, Some(&body)).await?;
+    let verb = if answer.status == StatusCode::CREATED { "Created" } else { "Updated" };
+    let answer = answer.success().with_context(|| format!("{} {:?}", kind.name, meta.name))?;
+    for warning in answer.json()?.get("warnings").and_then(Value::as_array).into_iter().flatten() {
+        eprintln!("Warning: {}", warning.as_str().unwrap_or_default());
+    }
+    let mesh = if kind.scope == Scope::Mesh { meta.mesh.as_str() } else { "" };
+    println!("resource type={:?} mesh={mesh:?} name={:?} {verb}", kind.name, meta.name);
+    Ok(())
+}
+
+fn parse(text: &str) -> Result<Resource, String> {
+    let resource = Resource::from_yaml(text).map_err(|error| error.to_string())?;
+    if resource.descriptor.scope == Scope::Mesh && resource.meta.mesh.is_empty() {
+        return Err("mesh: cannot be empty".to_owned());
+    }
+    let violations: Vec<String> = resource
+        .validate()
+        .iter()
+        .map(|violation| format!("{}: {}", violation.field, violation.message))
+        .collect();
+    if !violations.is_empty() {
+        return Err(violations.join("; "));
+    }
+    Ok(resource)
+}
+
+async fn read(global: &Global, source: &str) -> anyhow::Result<Vec<String>> {
+    if source == "-" {
+        let text = std::io::read_to_string(std::io::stdin()).context("cannot read standard input")?;
+        return Ok(vec![text]);
+    }
+    if source.starts_with("http://") || source.starts_with("https://") {
+        return download(global, source).await.map(|text| vec![text]);
+    }
+    let path = std::path::Path::new(source);
+    let read = |path: &std::path::Path| {
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    if !path.is_dir() {
+        return Ok(vec![read(path)?]);
+    }
+    let mut files: Vec<_> = std::fs::read_dir(path)
+        .with_context(|| format!("cannot read the folder {source}"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.extension().is_some_and(|kind| ["yaml", "yml", "json"].iter().any(|k| kind == *k))
+        })
+        .collect();
+    files.sort();
+    files.iter().map(|path| read(path)).collect()
+}
+
+async fn download(global: &Global, url: &str) -> anyhow::Result<String> {
+    let (scheme, rest) = url.split_once("://").context("invariant: the caller has seen the scheme")?;
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let server = ApiServer { url: format!("{scheme}://{host}"), ..ApiServer::default() };
+    let api = crate::client::Api::new(crate::client::Endpoint::Url(server), global);
+    let answer = api.send("GET", &format!("/{path}"), None).await?;
+    if !answer.status.is_success() {
+        bail!("{url} answers with status {}", answer.status.as_u16());
+    }
+    Ok(answer.text())
+}
+
+fn variables(pairs: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut vars = BTreeMap::new();
+    for pair in pairs.iter().flat_map(|pairs| pairs.split(',')) {
+        let (name, value) =
+            pair.split_once('=').with_context(|| format!("{pair:?} must be formatted as name=value"))?;
+        vars.insert(name.trim().to_owned(), value.to_owned());
+    }
+    Ok(vars)
+}
+
+/// Replaces `{{ name }}`. What has no value stays, and the error that follows names the place.
+fn substitute(text: &str, vars: &BTreeMap<String, String>) -> String {
+    if vars.is_empty() {
+        return text.to_owned();
+    }
+    let (mut result, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(start) = rest.find("{{") {
+        let Some(length) = rest[start..].find("}}") else { break };
+        let end = start + length + 2;
+        result.push_str(&rest[..start]);
+        match vars.get(rest[start + 2..end - 2].trim()) {
+            Some(value) => result.push_str(value),
+            None => result.push_str(&rest[start..end]),
+        }
+        rest = &rest[end..];
+    }
+    result.push_str(rest);
+    result
+}
+
+/// Splits at `---` lines, dropping documents without content.
+fn split(text: &str) -> Vec<String> {
+    let mut documents = vec![String::new()];
+    for line in text.lines() {
+        if line == "---" || line.starts_with("--- ") {
+            documents.push(String::new());
+        } else if let Some(document) = documents.last_mut() {
+            document.push_str(line);
+            document.push('\n');
+        }
+    }
+    let empty = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#');
+    documents.retain(|document| !document.lines().all(empty));
+    documents
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_replaced_and_unknown_ones_stay() {
+        let vars = variables(&["a.b=1".to_owned(), "c=2,d=3".to_owned()]).unwrap();
+        assert_eq!(substitute("{{ a.b }} {{c}} {{d}} {{ e }}", &vars), "1 2 3 {{ e }}");
+        assert!(variables(&["x".to_owned()]).unwrap_err().to_string().contains("name=value"));
+    }
+
+    #[test]
+    fn documents_are_split_and_empty_ones_dropped() {
+        assert_eq!(split("---\na: 1\n---\n# nothing\n---\nb: 2\n"), ["a: 1\n", "b: 2\n"]);
+        assert!(split("\n").is_empty());
+    }
+}

@@ -1,0 +1,237 @@
+//! `ursa inspect`: how proxies, zones, meshes and policies are doing.
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use crate::args::{Format, Global, InspectArgs};
+use crate::config::Session;
+use crate::output::{self, ago, text};
+use crate::resources::{collection, escape, find, footer, paged};
+
+/// `ursa inspect`
+pub(crate) async fn run(global: &Global, args: InspectArgs) -> anyhow::Result<()> {
+    let session = Session::open(global)?;
+    let mesh = session.mesh(args.mesh.as_deref());
+    match args.kind.as_str() {
+        "dataplanes" => dataplanes(&session, &args, &mesh).await,
+        "dataplane" => dataplane(&session, &args, &mesh).await,
+        "zones" => zones(&session, &args).await,
+        "meshes" => meshes(&session, &args).await,
+        _ => policy(&session, &args, &mesh).await,
+    }
+}
+
+fn items(list: &Value) -> &[Value] {
+    list.get("items").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+async fn dataplanes(session: &Session, args: &InspectArgs, mesh: &str) -> anyhow::Result<()> {
+    let mut path = format!("/meshes/{}/dataplanes/_overview", escape(mesh));
+    for (at, tag) in args.tags.iter().enumerate() {
+        let (name, value) =
+            tag.split_once('=').with_context(|| format!("tag {tag:?} must be formatted as name=value"))?;
+        path.push_str(if at == 0 { "?tag=" } else { "&tag=" });
+        path.push_str(&escape(&format!("{name}:{value}")));
+    }
+    let list = session.api.get(&path).await?;
+    if args.output != Format::Table {
+        return output::document(args.output, &list);
+    }
+    let headers = [
+        "MESH",
+        "NAME",
+        "TAGS",
+        "STATUS",
+        "LAST CONNECTED AGO",
+        "LAST UPDATED AGO",
+        "TOTAL UPDATES",
+        "TOTAL ERRORS",
+        "CERT REGENERATED AGO",
+        "CERT EXPIRATION",
+        "CERT REGENERATIONS",
+        "KUMA-DP VERSION",
+        "ENVOY VERSION",
+        "NOTES",
+    ];
+    let rows = items(&list).iter().map(|item| {
+        let insight = item.get("dataplaneInsight").unwrap_or(&Value::Null);
+        let subscription = last_subscription(insight);
+        let total = |key: &str| total(insight, key);
+        let rejected = insight.get("rejections").and_then(Value::as_array).map_or(0, Vec::len);
+        let notes = if rejected == 0 {
+            String::new()
+        } else {
+            format!("{rejected} refused by Envoy: ursa inspect dataplane {}", text(item, "/name"))
+        };
+        vec![
+            text(item, "/mesh"),
+            text(item, "/name"),
+            output::labels(item),
+            status(subscription).to_owned(),
+            ago(subscription.get("connectTime")),
+            ago(subscription.pointer("/status/lastUpdateTime")),
+            total("responsesSent"),
+            total("responsesRejected"),
+            ago(insight.pointer("/mTLS/lastCertificateRegeneration")),
+            text(insight, "/mTLS/certificateExpirationTime"),
+            match text(insight, "/mTLS/certificateRegenerations") {
+                count if count.is_empty() => "0".to_owned(),
+                count => count,
+            },
+            text(subscription, "/version/kumaDp/version"),
+            text(subscription, "/version/envoy/version"),
+            notes,
+        ]
+    });
+    output::table(&headers, rows);
+    Ok(())
+}
+
+fn last_subscription(insight: &Value) -> &Value {
+    insight.get("subscriptions").and_then(Value::as_array).and_then(|all| all.last()).unwrap_or(&Value::Null)
+}
+
+fn status(subscription: &Value) -> &'static str {
+    let set = |key: &str| subscription.get(key).is_some_and(|time| !time.is_null());
+    if set("connectTime") && !set("disconnectTime") { "Online" } else { "Offline" }
+}
+
+/// Sums a counter over all subscriptions; the API writes 64-bit counters as text.
+fn total(insight: &Value, key: &str) -> String {
+    let all = insight.get("subscriptions").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let count = |subscription: &Value| match subscription.pointer(&format!("/status/total/{key}")) {
+        Some(Value::String(text)) => text.parse().unwrap_or(0),
+        Some(number) => number.as_u64().unwrap_or(0),
+        None => 0,
+    };
+    all.iter().map(count).sum::<u64>().to_string()
+}
+
+async fn dataplane(session: &Session, args: &InspectArgs, mesh: &str) -> anyhow::Result<()> {
+    let name = args.name.as_deref().context("accepts 1 arg(s), received 0")?;
+    let base = format!("/meshes/{}/dataplanes/{}", escape(mesh), escape(name));
+    let dump = match args.what.as_deref() {
+        None | Some("policies") => return policies(session, args, &base).await,
+        Some("config") => {
+            let mut query = vec![format!("shadow={}", args.shadow)];
+            query.extend(args.include.iter().map(|include| format!("include={}", escape(include))));
+            format!("{base}/_config?{}", query.join("&"))
+        }
+        Some("config-dump") if args.include_eds => format!("{base}/xds?include_eds=true"),
+        Some("config-dump") => format!("{base}/xds"),
+        Some(what) => format!("{base}/{what}"),
+    };
+    let answer = session.api.send("GET", &dump, None).await?.success()?;
+    if let Ok(value) = serde_json::from_slice::<Value>(&answer.body) {
+        let format = if args.output == Format::Table { Format::Json } else { args.output };
+        output::document(format, &value)
+    } else {
+        print!("{}", answer.text());
+        Ok(())
+    }
+}
+
+/// The policies in force, then what Envoy refused: the first question of whoever looks at one proxy.
+async fn policies(session: &Session, args: &InspectArgs, base: &str) -> anyhow::Result<()> {
+    let overview = session.api.send("GET", &format!("{base}/_overview"), None).await?;
+    let overview = if overview.status.is_success() { Some(overview.json()?) } else { None };
+    let rejections = overview.as_ref().and_then(|it| it.pointer("/dataplaneInsight/rejections")).cloned();
+    let answer = session.api.send("GET", &format!("{base}/_policies"), None).await?;
+    let policies = if answer.status.is_success() { answer.json()? } else { Value::Null };
+    // A control plane without this part of the inspect API still knows what was refused.
+    if policies.is_null() && overview.is_none() {
+        return Err(answer.error());
+    }
+    if args.output != Format::Table {
+        let mut all = if policies.is_null() { serde_json::json!({"policies": []}) } else { policies };
+        if let (Value::Object(fields), Some(rejections)) = (&mut all, rejections) {
+            fields.insert("rejections".to_owned(), rejections);
+        }
+        return output::document(args.output, &all);
+    }
+    if let Some(policies) = policies.get("policies").and_then(Value::as_array) {
+        let rows = policies.iter().map(|policy| {
+            let origins = policy.get("origins").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+            let origins: Vec<String> = origins.iter().map(|origin| text(origin, "/kri")).collect();
+            vec![text(policy, "/kind"), origins.join(",")]
+        });
+        output::table(&["Kind", "Origins"], rows);
+    }
+    if let Some(rejected) = rejections.as_ref().and_then(Value::as_array).filter(|all| !all.is_empty()) {
+        println!("\nRefused by Envoy, which keeps its previous configuration:");
+        let rows = rejected.iter().map(|one| {
+            vec![text(one, "/name"), text(one, "/version"), text(one, "/message").replace('\n', " ")]
+        });
+        output::table(&["Resource", "Version", "Envoy says"], rows);
+    }
+    Ok(())
+}
+
+async fn zones(session: &Session, args: &InspectArgs) -> anyhow::Result<()> {
+    let list = session.api.get("/zones/_overview").await?;
+    if args.output != Format::Table {
+        return output::document(args.output, &list);
+    }
+    let headers = [
+        "NAME",
+        "STATUS",
+        "LAST CONNECTED AGO",
+        "LAST UPDATED AGO",
+        "TOTAL UPDATES",
+        "TOTAL ERRORS",
+        "ZONE-CP VERSION",
+        "BACKEND",
+    ];
+    let rows = items(&list).iter().map(|item| {
+        let insight = item.get("zoneInsight").unwrap_or(&Value::Null);
+        let subscription = last_subscription(insight);
+        let config: Value = serde_json::from_str(&text(subscription, "/config")).unwrap_or(Value::Null);
+        vec![
+            text(item, "/name"),
+            status(subscription).to_owned(),
+            ago(subscription.get("connectTime")),
+            ago(subscription.pointer("/status/lastUpdateTime")),
+            total(insight, "responsesSent"),
+            total(insight, "responsesRejected"),
+            text(subscription, "/version/kumaCp/version"),
+            text(&config, "/store/type"),
+        ]
+    });
+    output::table(&headers, rows);
+    Ok(())
+}
+
+async fn meshes(session: &Session, args: &InspectArgs) -> anyhow::Result<()> {
+    let list = session.api.get("/mesh-insights").await?;
+    if args.output != Format::Table {
+        return output::document(args.output, &list);
+    }
+    let rows = items(&list).iter().map(|item| {
+        let count =
+            |key: &str| item.pointer(&format!("/dataplanes/{key}")).and_then(Value::as_u64).unwrap_or(0);
+        vec![text(item, "/name"), format!("{}/{}", count("online"), count("total"))]
+    });
+    output::table(&["MESH", "DATAPLANES"], rows);
+    Ok(())
+}
+
+/// Which proxies a policy reaches.
+async fn policy(session: &Session, args: &InspectArgs, mesh: &str) -> anyhow::Result<()> {
+    let kind = find(&args.kind)?;
+    let Some(name) = args.name.as_deref().filter(|_| !kind.plural) else {
+        bail!(
+            "inspect wants dataplanes, dataplane NAME, zones, meshes, or the type and the name of a policy"
+        );
+    };
+    let path = format!("{}/{}/_resources/dataplanes", collection(kind.descriptor, mesh), escape(name));
+    let list = session.api.get(&paged(&path, args.size, args.offset.as_deref())).await?;
+    if args.output != Format::Table {
+        return output::document(args.output, &list);
+    }
+    let rows =
+        items(&list).iter().map(|item| vec![text(item, "/type"), text(item, "/mesh"), text(item, "/name")]);
+    output::table(&["Type", "Mesh", "Name"], rows);
+    println!("\nTotal: {}", text(&list, "/total"));
+    footer(&list);
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! `ursa`: the operator's command line.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod apply;
+mod args;
+mod client;
+mod config;
+mod generate;
+mod inspect;
+mod mesh;
+mod output;
+mod resources;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => match runtime.block_on(run(cli)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("Error: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Err(error) => {
+            eprintln!("Error: cannot start the runtime: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: args::Cli) -> anyhow::Result<()> {
+    use args::Command;
+    let global = &cli.global;
+    match cli.command {
+        Command::Apply(args) => apply::run(global, args).await,
+        Command::Get(args) => resources::get(global, args).await,
+        Command::Delete(args) => resources::delete(global, args).await,
+        Command::Inspect(args) => inspect::run(global, args).await,
+        Command::Generate(args) => generate::run(global, args).await,
+        Command::Config(args) => config::run(global, args).await,
+        Command::Ticket(args) => mesh::ticket(global, args).await,
+        Command::Allow(args) => mesh::allow(global, args).await,
+        Command::Join(args) => mesh::join(&args).await,
+        Command::Version(args) => mesh::version(global, &args).await,
+        Command::Completion { shell } => {
+            use clap::CommandFactory as _;
+            clap_complete::generate(shell, &mut args::Cli::command(), "ursa", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
