@@ -1,0 +1,90 @@
+//! The redirect: one typed [`RedirectIntent`] → one [`Plan`] → a backend → read-back.
+//!
+//! * [`intent`]: what the operator wants, validated with every violation reported.
+//! * [`plan`]: the rules in no backend's words, their precedence, and a simulator.
+//! * [`nft`]: the nftables backend, one netlink batch, no binary.
+//! * [`routes`]: mesh addresses routed to `lo`, so that they never leave, with or without rules.
+//! * [`netns`]: running all that in another network namespace.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use ursa_init::{Plan, RedirectIntent, in_netns};
+//! let intent = RedirectIntent { proxy_uids: vec![5678], ..RedirectIntent::default() };
+//! let plan = Plan::compile(&intent)?;
+//! let applied = in_netns("/run/netns/web".as_ref(), || ursa_init::apply(&plan))??;
+//! println!("changed: {}", applied.changed());
+//! # Ok(()) }
+//! ```
+
+pub mod cli;
+mod error;
+pub mod intent;
+mod netlink;
+pub mod netns;
+pub mod nft;
+pub mod plan;
+pub mod routes;
+pub mod yaml;
+
+pub use error::{Error, Hint};
+pub use intent::{InvalidIntent, RedirectIntent};
+pub use netns::in_netns;
+pub use plan::Plan;
+
+/// What [`apply`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Whether rules were replaced; `false` when the kernel already held exactly these.
+    pub rules_changed: bool,
+    /// Routes and addresses that were added or removed.
+    pub routes_changed: usize,
+}
+
+impl Applied {
+    /// Whether anything changed at all.
+    pub const fn changed(&self) -> bool {
+        self.rules_changed || self.routes_changed > 0
+    }
+}
+
+/// Puts the plan in place in the calling thread's network namespace: routes first (they close), then the rules
+/// in one batch, then a read-back. Nothing changes when the plan is already in place; on failure what this call
+/// changed is undone.
+pub fn apply(plan: &Plan) -> Result<Applied, Error> {
+    let routes = routes::ensure(plan)?;
+    match nft::apply(plan) {
+        Ok(rules_changed) => Ok(Applied { rules_changed, routes_changed: routes.count() }),
+        Err(error) => {
+            // The first error is the one to report; a failing undo leaves routes that only close, never open.
+            if let Err(undo) = routes.undo() {
+                tracing::warn!(%undo, "routes could not be put back");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Removes everything that [`apply`] put in place, and nothing else. Returns whether there was anything.
+pub fn remove() -> Result<bool, Error> {
+    let rules = nft::remove()?;
+    let routes = routes::remove()?;
+    Ok(rules || routes > 0)
+}
+
+/// What is in place now, as text: one line per chain, rule, route and address.
+pub fn show() -> Result<Vec<String>, Error> {
+    let mut lines = match nft::read_back()? {
+        Some(found) => found.lines(nft::Counters::Show),
+        None => Vec::new(),
+    };
+    lines.extend(routes::read_back()?.lines());
+    Ok(lines)
+}
+
+/// The differences between what is in place and the plan: `-` lines are only in the kernel, `+` lines only in
+/// the plan. Empty when they are equal.
+pub fn diff(plan: &Plan) -> Result<Vec<String>, Error> {
+    let mut lines = nft::diff(plan)?;
+    lines.extend(routes::diff(plan)?);
+    Ok(lines)
+}

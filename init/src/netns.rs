@@ -1,0 +1,128 @@
+//! Working in another network namespace, and never by accident in the machine's own.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::thread;
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::error::{Error, Hint};
+
+/// An open network namespace. Opening needs rights that entering doesn't, so a program opens first and drops
+/// its capabilities then.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    path: std::path::PathBuf,
+}
+
+impl Netns {
+    /// Opens the namespace behind a path such as `/run/netns/web` or `/proc/4711/ns/net`.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let fail = |what, source: io::Error| {
+            let hint = Hint(match source.kind() {
+                io::ErrorKind::NotFound => {
+                    "it doesn't exist (any more); `ip netns list` shows the named ones"
+                }
+                io::ErrorKind::PermissionDenied => {
+                    "needs root, and CAP_SYS_PTRACE for /proc/PID/ns/net of another user"
+                }
+                _ => "",
+            });
+            Error::Namespace { what, path: path.to_owned(), hint, source }
+        };
+        let file = File::open(path).map_err(|e| fail("open", e))?;
+        let kind = nix::sys::statfs::fstatfs(&file).map_err(|e| fail("inspect", e.into()))?.filesystem_type();
+        // The kernel's own check in setns would call every wrong file just "invalid argument".
+        if kind != nix::sys::statfs::NSFS_MAGIC {
+            let not_ns = io::Error::new(io::ErrorKind::InvalidInput, "the file is no namespace");
+            return Err(fail("use", not_ns));
+        }
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Opens the calling thread's namespace.
+    pub fn current() -> Result<Self, Error> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// Whether this is the namespace of PID 1: the machine's own.
+    pub fn is_host(&self) -> Result<bool, Error> {
+        let is_init = self.is_that_of("/proc/1/ns/net");
+        if is_init.is_ok() {
+            return is_init;
+        }
+        // Looking at PID 1's namespace needs CAP_SYS_PTRACE or as many capabilities as PID 1; looking at its
+        // view of the network doesn't, and that view is one file per namespace.
+        let id = |path: &str| std::fs::metadata(path).map(|m| (m.dev(), m.ino()));
+        match (id("/proc/1/net/dev"), self.run(|| id("/proc/thread-self/net/dev"))?) {
+            (Ok(init), Ok(this)) => Ok(init == this),
+            _ => is_init,
+        }
+    }
+
+    /// Whether this is the namespace that the calling process runs in.
+    pub fn is_own(&self) -> Result<bool, Error> {
+        self.is_that_of("/proc/self/ns/net")
+    }
+
+    fn is_that_of(&self, other: &str) -> Result<bool, Error> {
+        let inspect = |path: &Path, source| Error::Namespace {
+            what: "inspect",
+            path: path.to_owned(),
+            hint: Hint("needs root and /proc; without them it can't be told apart from the machine's own"),
+            source,
+        };
+        let mine = self.file.metadata().map_err(|e| inspect(&self.path, e))?;
+        let other = Path::new(other);
+        let other = std::fs::metadata(other).map_err(|e| inspect(other, e))?;
+        Ok((other.dev(), other.ino()) == (mine.dev(), mine.ino()))
+    }
+
+    /// Fails when this is the machine's own namespace.
+    pub fn refuse_host(&self) -> Result<(), Error> {
+        if self.is_host()? { Err(Error::HostNamespace(self.path.clone())) } else { Ok(()) }
+    }
+
+    /// Fails when this is the machine's own namespace or the caller's.
+    pub fn refuse_own_or_host(&self) -> Result<(), Error> {
+        if self.is_own()? { Err(Error::HostNamespace(self.path.clone())) } else { self.refuse_host() }
+    }
+
+    /// Runs `f` inside, on a thread of its own: a pool's thread must never keep a foreign namespace.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        thread::scope(|scope| {
+            let work = || {
+                setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| Error::Namespace {
+                    what: "enter",
+                    path: self.path.clone(),
+                    hint: Hint("needs CAP_SYS_ADMIN here and in the namespace's user namespace"),
+                    source: errno.into(),
+                })?;
+                Ok(f())
+            };
+            let spawned = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, work);
+            let handle = spawned.map_err(|source| Error::Namespace {
+                what: "start a thread for",
+                path: self.path.clone(),
+                hint: Hint("the limit of tasks is reached"),
+                source,
+            })?;
+            handle.join().unwrap_or_else(|panic| {
+                let text = panic
+                    .downcast_ref::<&str>()
+                    .map(ToString::to_string)
+                    .or_else(|| panic.downcast_ref::<String>().cloned());
+                Err(Error::Panicked(text.unwrap_or_else(|| "no message".to_owned())))
+            })
+        })
+    }
+}
+
+/// Runs `f` in the network namespace at `path`.
+pub fn in_netns<T: Send>(path: &Path, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    Netns::open(path)?.run(f)
+}

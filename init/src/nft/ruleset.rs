@@ -1,0 +1,187 @@
+//! Our table as data: what we want in the kernel, or what we read from it.
+
+use std::collections::BTreeMap;
+
+use super::expr::{self, Expr};
+use crate::plan;
+
+/// The chains and rules of our table.
+#[derive(Debug, Clone, Default)]
+pub struct Ruleset {
+    pub(super) chains: Vec<ChainDef>,
+    pub(super) rules: Vec<RuleDef>,
+}
+
+/// A chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ChainDef {
+    pub(super) name: String,
+    pub(super) hook: Option<HookDef>,
+}
+
+/// A hook in the kernel's numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct HookDef {
+    pub(super) kind: String,
+    pub(super) number: u32,
+    pub(super) priority: i32,
+    pub(super) policy: u32,
+}
+
+/// `NF_ACCEPT`, the policy of all our chains.
+const ACCEPT: u32 = 1;
+
+impl From<plan::Hook> for HookDef {
+    fn from(hook: plan::Hook) -> Self {
+        let kind = match hook.kind {
+            plan::HookKind::Filter => "filter",
+            plan::HookKind::Nat => "nat",
+        };
+        let number = match hook.point {
+            plan::HookPoint::Prerouting => 0,
+            plan::HookPoint::Output => 3,
+        };
+        Self { kind: kind.to_owned(), number, priority: hook.priority, policy: ACCEPT }
+    }
+}
+
+/// A rule.
+#[derive(Debug, Clone)]
+pub(super) struct RuleDef {
+    pub(super) chain: String,
+    pub(super) exprs: Vec<Expr>,
+    /// The reason, kept by the kernel as the rule's comment.
+    pub(super) comment: String,
+    pub(super) packets: u64,
+    /// The instructions and user data as the kernel dumped them, to put a foreign edit back as it was.
+    pub(super) raw: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl RuleDef {
+    pub(super) fn new(chain: &str, exprs: Vec<Expr>, comment: &str) -> Self {
+        Self { chain: chain.to_owned(), exprs, comment: comment.to_owned(), packets: 0, raw: None }
+    }
+
+    fn line(&self, counters: Counters) -> String {
+        let mut line = expr::line(&self.exprs);
+        match counters {
+            Counters::Show => {
+                line = line.replacen("counter", &format!("counter packets {}", self.packets), 1);
+            }
+            Counters::Hide => line = line.replacen("counter ", "", 1),
+        }
+        if self.comment.is_empty() { line } else { format!("{line}  # {}", self.comment) }
+    }
+}
+
+/// Whether packet counters are part of the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counters {
+    /// Show them.
+    Show,
+    /// Leave them out, to compare.
+    Hide,
+}
+
+impl Ruleset {
+    /// One line per chain and rule, chains sorted by name.
+    pub fn lines(&self, counters: Counters) -> Vec<String> {
+        let mut rules: BTreeMap<&str, Vec<&RuleDef>> = BTreeMap::new();
+        for rule in &self.rules {
+            rules.entry(&rule.chain).or_default().push(rule);
+        }
+        let mut chains: Vec<_> = self.chains.iter().collect();
+        chains.sort_by_key(|c| &c.name);
+        let mut lines = Vec::new();
+        for chain in chains {
+            lines.push(chain.line());
+            for rule in rules.get(chain.name.as_str()).into_iter().flatten() {
+                lines.push(format!("chain {}: {}", chain.name, rule.line(counters)));
+            }
+        }
+        lines
+    }
+
+    /// How many packets each rule counted: chain, rule, number.
+    pub fn counters(&self) -> impl Iterator<Item = (&str, &str, u64)> {
+        self.rules.iter().map(|r| (r.chain.as_str(), r.comment.as_str(), r.packets))
+    }
+
+    /// Whether both hold the same chains and the same rules in the same order; counters don't matter.
+    pub fn same_as(&self, other: &Self) -> bool {
+        let sorted = |set: &Self| {
+            let mut chains = set.chains.clone();
+            chains.sort_by(|a, b| a.name.cmp(&b.name));
+            chains
+        };
+        let by_chain = |set: &Self| {
+            let mut map: BTreeMap<String, Vec<(Vec<Expr>, String)>> = BTreeMap::new();
+            for rule in &set.rules {
+                map.entry(rule.chain.clone()).or_default().push((rule.exprs.clone(), rule.comment.clone()));
+            }
+            map
+        };
+        sorted(self) == sorted(other) && by_chain(self) == by_chain(other)
+    }
+}
+
+impl ChainDef {
+    fn line(&self) -> String {
+        let Some(hook) = &self.hook else { return format!("chain {}", self.name) };
+        let point = match hook.number {
+            0 => "prerouting",
+            1 => "input",
+            2 => "forward",
+            3 => "output",
+            4 => "postrouting",
+            _ => "other",
+        };
+        let policy = if hook.policy == ACCEPT { "accept" } else { "drop" };
+        format!(
+            "chain {}: type {} hook {point} priority {}; policy {policy}",
+            self.name, hook.kind, hook.priority
+        )
+    }
+}
+
+/// The difference of two texts, line by line: `-` only in `found`, `+` only in `wanted`, in order.
+pub(crate) fn difference(found: &[String], wanted: &[String]) -> Vec<String> {
+    // Longest common subsequence; the texts have some dozen lines.
+    let (n, m) = (found.len(), wanted.len());
+    let mut common = vec![vec![0usize; m + 1]; n + 1];
+    for i in (0..n).rev() {
+        for j in (0..m).rev() {
+            common[i][j] = if found[i] == wanted[j] {
+                common[i + 1][j + 1] + 1
+            } else {
+                common[i + 1][j].max(common[i][j + 1])
+            };
+        }
+    }
+    let (mut i, mut j, mut out) = (0, 0, Vec::new());
+    while i < n || j < m {
+        if i < n && j < m && found[i] == wanted[j] {
+            (i, j) = (i + 1, j + 1);
+        } else if j == m || (i < n && common[i + 1][j] >= common[i][j + 1]) {
+            out.push(format!("- {}", found[i]));
+            i += 1;
+        } else {
+            out.push(format!("+ {}", wanted[j]));
+            j += 1;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::difference;
+
+    #[test]
+    fn difference_names_what_moved() {
+        let text = |t: &str| t.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert!(difference(&text("a b c"), &text("a b c")).is_empty());
+        assert_eq!(difference(&text("a b c"), &text("a c d")), ["- b", "+ d"]);
+        assert_eq!(difference(&[], &text("a")), ["+ a"]);
+    }
+}

@@ -1,0 +1,143 @@
+//! What the plan decides for a packet, without a kernel.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{Action, Chain, Family, HookPoint, Match, Plan, Protocol};
+
+/// The first packet of a connection, or a datagram.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    /// Where it enters: sent by a local process, or arriving.
+    pub point: HookPoint,
+    /// TCP, UDP, or anything else.
+    pub protocol: Option<Protocol>,
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Source port, for TCP and UDP.
+    pub source_port: u16,
+    /// Destination port, for TCP and UDP.
+    pub destination_port: u16,
+    /// The interface that it arrives by or leaves by.
+    pub interface: String,
+    /// The sender, when it is local and has a socket.
+    pub owner: Option<Owner>,
+    /// The packet's mark.
+    pub mark: u32,
+    /// Whether the destination is an address of this namespace.
+    pub destination_is_local: bool,
+}
+
+/// Who sent a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// What happens to a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes where it was sent.
+    Passes,
+    /// It goes to this local port.
+    Redirected(u16),
+    /// It is refused.
+    Refused,
+    /// It is discarded.
+    Dropped,
+}
+
+/// A verdict and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// What happens.
+    pub verdict: Verdict,
+    /// The conntrack zone, when one is set.
+    pub zone: Option<u16>,
+    /// The deciding rule: chain and position.
+    pub rule: Option<(&'static str, usize)>,
+}
+
+/// Walks the packet through every hook of its point, in the kernel's order.
+pub fn decide(plan: &Plan, packet: &Packet) -> Decision {
+    let mut decision = Decision { verdict: Verdict::Passes, zone: None, rule: None };
+    let mut packet = packet.clone();
+    let mut hooked: Vec<_> = plan.chains.iter().filter_map(|c| Some((c.hook?, c))).collect();
+    hooked.retain(|(hook, _)| hook.point == packet.point);
+    hooked.sort_by_key(|(hook, _)| hook.priority);
+    for (_, chain) in hooked {
+        match walk(plan, chain, &packet, &mut decision) {
+            Some(Action::Reject) => {
+                decision.verdict = Verdict::Refused;
+                return decision;
+            }
+            Some(Action::Drop) => {
+                decision.verdict = Verdict::Dropped;
+                return decision;
+            }
+            Some(Action::Redirect(port)) => {
+                decision.verdict = Verdict::Redirected(port);
+                packet.destination_port = port;
+                packet.destination_is_local = true;
+                if packet.point == HookPoint::Output {
+                    packet.destination = match packet.destination {
+                        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+                    };
+                }
+            }
+            _ => {}
+        }
+    }
+    decision
+}
+
+/// The verdict of one hooked chain, if it has one.
+fn walk(plan: &Plan, chain: &Chain, packet: &Packet, decision: &mut Decision) -> Option<Action> {
+    let mut chain = chain;
+    'chain: loop {
+        for (position, rule) in chain.rules.iter().enumerate() {
+            if !rule.matches.iter().all(|m| holds(m, packet)) {
+                continue;
+            }
+            match rule.action {
+                Action::Zone(zone) => decision.zone = Some(zone),
+                Action::Goto(name) => {
+                    chain = plan.chains.iter().find(|c| c.name == name)?;
+                    continue 'chain;
+                }
+                Action::Return => return Some(Action::Return),
+                action => {
+                    decision.rule = Some((chain.name, position));
+                    return Some(action);
+                }
+            }
+        }
+        return None;
+    }
+}
+
+fn holds(m: &Match, packet: &Packet) -> bool {
+    let ports = matches!(packet.protocol, Some(Protocol::Tcp | Protocol::Udp));
+    match m {
+        Match::Family(Family::V4) => packet.destination.is_ipv4(),
+        Match::Family(Family::V6) => packet.destination.is_ipv6(),
+        Match::Protocol(p) => packet.protocol == Some(*p),
+        Match::NotProtocol(p) => packet.protocol != Some(*p),
+        Match::DestinationPort(range) => ports && range.contains(packet.destination_port),
+        Match::SourcePort(range) => ports && range.contains(packet.source_port),
+        Match::Source(net) => net.contains(&packet.source),
+        Match::Destination(net) => net.contains(&packet.destination),
+        Match::DestinationIsLocal => packet.destination_is_local,
+        Match::InInterface(name) => packet.point == HookPoint::Prerouting && packet.interface == *name,
+        Match::NotInInterface(name) => packet.point != HookPoint::Prerouting || packet.interface != *name,
+        Match::OutInterface(name) => packet.point == HookPoint::Output && packet.interface == *name,
+        Match::Uid(uid) => packet.owner.is_some_and(|o| o.uid == *uid),
+        Match::Gid(gid) => packet.owner.is_some_and(|o| o.gid == *gid),
+        Match::Mark(mark) => packet.mark == *mark,
+    }
+}
