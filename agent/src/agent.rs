@@ -1,0 +1,16 @@
+//! The agent: the workloads on this node, from join to drain.
+
+pub mod config;
+pub mod control;
+pub mod identity;
+pub mod node;
+pub mod retry;
+pub mod session;
+pub mod socket;
+pub mod status;
+pub mod supervisor;
+pub mod workload;
+
+mod run;
+
+pub use run::run;

@@ -1,0 +1,232 @@
+//! The agent's configuration: `/etc/ursa/agent.yaml`, then `URSA_…` variables, then flags.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Where the configuration is looked for unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/ursa/agent.yaml";
+
+/// The configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("can't read the agent's configuration {}; pass another file with --config", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file's content is wrong.
+    #[error("the agent's configuration {} is wrong: {reason}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        reason: String,
+    },
+    /// A variable's value is wrong.
+    #[error("the variable {name} is wrong: {reason}")]
+    Variable {
+        /// The variable.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How shims are started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LauncherKind {
+    /// By the agent itself, as detached processes.
+    #[default]
+    Fork,
+}
+
+/// The agent's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AgentConfig {
+    /// `host:port` of the control plane; after a join the ticket's address is remembered.
+    pub control_plane: Option<String>,
+    /// Sockets and what doesn't outlive a reboot.
+    pub run_dir: PathBuf,
+    /// Keys, certificates and last-good configuration.
+    pub state_dir: PathBuf,
+    /// One Dataplane per file.
+    pub workloads_dir: PathBuf,
+    /// The Envoy binary.
+    pub envoy: PathBuf,
+    /// The `ursa-shim` binary; by default the one beside this program.
+    pub shim: Option<PathBuf>,
+    /// How shims are started.
+    pub launcher: LauncherKind,
+    /// This machine's name, as shown by control.
+    pub node: Option<String>,
+    /// User of shims and Envoys whose workload doesn't name one.
+    pub proxy_uid: u32,
+    /// Group of shims and Envoys whose workload doesn't name one.
+    pub proxy_gid: u32,
+    /// Worker threads of each Envoy.
+    pub concurrency: u32,
+    /// Log level of agent, shims and Envoys.
+    pub log_level: String,
+    /// The resolver that workloads would use without a mesh.
+    pub resolv_conf: PathBuf,
+    /// Names below these are the mesh's; nobody else is ever asked for them.
+    pub dns_domains: Vec<String>,
+    /// How long connections may take to end when a workload leaves.
+    pub drain_seconds: u32,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            control_plane: None,
+            run_dir: PathBuf::from("/run/ursa"),
+            state_dir: PathBuf::from("/var/lib/ursa/agent"),
+            workloads_dir: PathBuf::from("/etc/ursa/workloads.d"),
+            envoy: PathBuf::from("/usr/bin/envoy"),
+            shim: None,
+            launcher: LauncherKind::Fork,
+            node: None,
+            proxy_uid: 5678,
+            proxy_gid: 5678,
+            concurrency: 2,
+            log_level: "info".to_owned(),
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            dns_domains: vec!["mesh.local".to_owned()],
+            drain_seconds: 5,
+        }
+    }
+}
+
+/// The fields that a variable can set, with the variable's name.
+const VARIABLES: [(&str, &str); 14] = [
+    ("URSA_CONTROL_PLANE", "controlPlane"),
+    ("URSA_RUN_DIR", "runDir"),
+    ("URSA_STATE_DIR", "stateDir"),
+    ("URSA_WORKLOADS_DIR", "workloadsDir"),
+    ("URSA_ENVOY", "envoy"),
+    ("URSA_SHIM", "shim"),
+    ("URSA_LAUNCHER", "launcher"),
+    ("URSA_NODE", "node"),
+    ("URSA_PROXY_UID", "proxyUid"),
+    ("URSA_PROXY_GID", "proxyGid"),
+    ("URSA_CONCURRENCY", "concurrency"),
+    ("URSA_LOG_LEVEL", "logLevel"),
+    ("URSA_RESOLV_CONF", "resolvConf"),
+    ("URSA_DRAIN_SECONDS", "drainSeconds"),
+];
+
+impl AgentConfig {
+    /// Reads `path` (the default path may be absent) and lays the environment over it.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let file = path.unwrap_or_else(|| Path::new(DEFAULT_PATH));
+        let text = match fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(ConfigError::Read { path: file.to_owned(), source }),
+        };
+        Self::from_parts(&text, file, |name| std::env::var(name).ok())
+    }
+
+    fn from_parts(
+        text: &str,
+        path: &Path,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let wrong = |reason: String| ConfigError::Parse { path: path.to_owned(), reason };
+        let mut value = if text.trim().is_empty() {
+            serde_json::Value::Null
+        } else {
+            ursa_model::yaml::from_str(text).map_err(|error| wrong(error.to_string()))?
+        };
+        if value.is_null() {
+            value = serde_json::json!({});
+        }
+        // The file is judged on its own first, so that an error names the file and not a variable.
+        serde_json::from_value::<Self>(value.clone()).map_err(|error| wrong(error.to_string()))?;
+        let Some(fields) = value.as_object_mut() else {
+            return Err(wrong("expected fields such as `controlPlane: host:5678`".to_owned()));
+        };
+        for (name, field) in VARIABLES {
+            let Some(text) = variable(name) else { continue };
+            let scalar = text.parse::<u64>().map_or_else(|_| text.into(), serde_json::Value::from);
+            fields.insert(field.to_owned(), scalar);
+            serde_json::from_value::<Self>(serde_json::Value::Object(fields.clone())).map_err(|error| {
+                ConfigError::Variable { name: name.to_owned(), reason: error.to_string() }
+            })?;
+        }
+        serde_json::from_value(value).map_err(|error| wrong(error.to_string()))
+    }
+
+    /// The socket that the CLI and the CNI plugin talk to.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("agent.sock")
+    }
+
+    /// Where the node's own key and certificate are.
+    pub fn node_dir(&self) -> PathBuf {
+        self.state_dir.join("node")
+    }
+
+    /// This machine's name.
+    pub fn node_name(&self) -> String {
+        self.node.clone().unwrap_or_else(|| {
+            nix::unistd::gethostname()
+                .ok()
+                .and_then(|name| name.into_string().ok())
+                .unwrap_or_else(|| "node".to_owned())
+        })
+    }
+
+    /// The `ursa-shim` binary.
+    pub fn shim_binary(&self) -> PathBuf {
+        self.shim.clone().unwrap_or_else(|| {
+            std::env::current_exe()
+                .ok()
+                .and_then(|path| Some(path.parent()?.join("ursa-shim")))
+                .unwrap_or_else(|| PathBuf::from("ursa-shim"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, variables: &[(&str, &str)]) -> Result<AgentConfig, ConfigError> {
+        AgentConfig::from_parts(text, Path::new("agent.yaml"), |name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn nothing_at_all_is_a_configuration() {
+        assert_eq!(load("", &[]).unwrap(), AgentConfig::default());
+    }
+
+    #[test]
+    fn variables_go_over_the_file() {
+        let config =
+            load("runDir: /a\nstateDir: /b\n", &[("URSA_RUN_DIR", "/c"), ("URSA_PROXY_UID", "7")]).unwrap();
+        assert_eq!(
+            (config.run_dir, config.state_dir, config.proxy_uid),
+            (PathBuf::from("/c"), PathBuf::from("/b"), 7)
+        );
+    }
+
+    #[test]
+    fn errors_name_the_field_or_the_variable() {
+        let error = load("runDirectory: /a\n", &[]).unwrap_err().to_string();
+        assert!(error.contains("runDirectory") && error.contains("runDir"), "{error}");
+        let error = load("", &[("URSA_PROXY_UID", "many")]).unwrap_err().to_string();
+        assert!(error.contains("URSA_PROXY_UID"), "{error}");
+    }
+}

@@ -1,0 +1,119 @@
+//! The node's one connection to control, replaced when the node's certificate is renewed.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use super::node::{NodeError, NodeIdentity};
+use super::retry::{Backoff, random_fraction};
+
+/// The node as it is now, and the channel that its certificate opens.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// The node.
+    pub node: Arc<NodeIdentity>,
+    /// One HTTP/2 connection, shared by everything; it reconnects by itself.
+    pub channel: Channel,
+}
+
+/// Owns the node's identity: renews it, and hands out the channel. `None` until the node has joined.
+#[derive(Debug)]
+pub struct Control {
+    dir: PathBuf,
+    address: Option<String>,
+    link: watch::Sender<Option<Link>>,
+}
+
+impl Control {
+    /// Reads the node's identity from `dir`. `address` overrides the one from the ticket.
+    pub fn open(dir: PathBuf, address: Option<String>) -> Result<Self, NodeError> {
+        let control = Self { dir, address, link: watch::Sender::new(None) };
+        if let Some(node) = NodeIdentity::load(&control.dir)? {
+            control.install(node)?;
+        }
+        Ok(control)
+    }
+
+    fn install(&self, node: NodeIdentity) -> Result<(), NodeError> {
+        let channel = node.channel(self.address.as_deref())?;
+        self.link.send_replace(Some(Link { node: Arc::new(node), channel }));
+        Ok(())
+    }
+
+    /// The link as it changes.
+    pub fn watch(&self) -> watch::Receiver<Option<Link>> {
+        self.link.subscribe()
+    }
+
+    /// Where control is, if that is known.
+    pub fn address(&self) -> Option<String> {
+        self.address.clone().or_else(|| self.link.borrow().as_ref().map(|link| link.node.address.clone()))
+    }
+
+    /// Joins by a ticket and uses the new identity at once.
+    pub async fn join(&self, ticket: &str, name: &str) -> Result<Arc<NodeIdentity>, NodeError> {
+        let node = NodeIdentity::join(&self.dir, ticket, name).await?;
+        self.install(node.clone())?;
+        Ok(Arc::new(node))
+    }
+
+    /// Renews the node's certificate at half of its life until `stop`.
+    pub async fn renew(&self, stop: CancellationToken) {
+        let mut links = self.link.subscribe();
+        let mut backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(600));
+        loop {
+            let link = links.borrow_and_update().clone();
+            let wait = link.as_ref().map(|link| until(link.node.renew_at()));
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = links.changed() => {
+                    if changed.is_err() { return }
+                }
+                Some(()) = sleep(wait) => {
+                    let Some(link) = link else { continue };
+                    match link.node.renew(&self.dir, link.channel).await.and_then(|node| self.install(node)) {
+                        Ok(()) => {
+                            backoff.reset();
+                            tracing::info!("the node's certificate is renewed");
+                        }
+                        Err(error) => {
+                            tracing::warn!(error = %chain(&error), "the node's certificate can't be renewed; trying again");
+                            tokio::select! {
+                                () = stop.cancelled() => return,
+                                () = backoff.wait() => {}
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn sleep(duration: Option<Duration>) -> Option<()> {
+    tokio::time::sleep(duration?).await;
+    Some(())
+}
+
+/// Time until a moment, spread over 10 % so that nodes that joined together don't renew together.
+pub(super) fn until(unix: i64) -> Duration {
+    let seconds = u64::try_from(unix - OffsetDateTime::now_utc().unix_timestamp()).unwrap_or(0);
+    Duration::from_secs(seconds).mul_f64(1.0 - random_fraction() / 10.0)
+}
+
+/// An error with its causes, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

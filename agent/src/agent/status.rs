@@ -1,0 +1,272 @@
+//! What the agent knows, as `ursa-agent status` shows it.
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::identity::Leaf;
+use crate::relay::{Rejection, Source};
+
+/// Where a workload is in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It has been seen.
+    #[default]
+    Appeared,
+    /// It is what it claims to be.
+    Attested,
+    /// Its traffic is redirected, hence closed until Envoy is live.
+    Redirected,
+    /// It has a certificate.
+    Identified,
+    /// It has a configuration.
+    Configured,
+    /// Its Envoy runs.
+    Live,
+    /// Its Envoy has accepted the configuration and its names resolve.
+    Ready,
+    /// Connections are ending.
+    Draining,
+    /// It is gone.
+    Stopped,
+}
+
+impl Phase {
+    /// The word in a status line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Appeared => "appeared",
+            Self::Attested => "attested",
+            Self::Redirected => "redirected",
+            Self::Identified => "identified",
+            Self::Configured => "configured",
+            Self::Live => "live",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A workload's Envoy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EnvoyReport {
+    /// Process id.
+    pub pid: Option<i32>,
+    /// `starting`, `live`, `draining`, `dead` or `backoff`.
+    pub state: String,
+    /// How many processes the shim has started.
+    pub epoch: u64,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// How the previous one ended.
+    pub last_exit: Option<String>,
+}
+
+/// One workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadStatus {
+    /// Name of its directory.
+    pub id: String,
+    /// Mesh of its Dataplane.
+    pub mesh: String,
+    /// Name of its Dataplane.
+    pub name: String,
+    /// Where it came from: a file, or CNI.
+    pub origin: String,
+    /// Where it is in its life.
+    pub state: Phase,
+    /// Since when, in Unix seconds.
+    pub since: i64,
+    /// What keeps it from the next state: cause and remedy.
+    pub error: Option<String>,
+    /// The last error that is over.
+    pub last_error: Option<String>,
+    /// What control says about its Dataplane: `pending`, `registered`, or why it was refused.
+    pub registration: String,
+    /// The shim's process id.
+    pub shim_pid: Option<i32>,
+    /// `started` or `adopted`.
+    pub shim_origin: Option<String>,
+    /// Its Envoy.
+    pub envoy: EnvoyReport,
+    /// Its certificate.
+    pub certificate: Option<Leaf>,
+    /// Why it has no certificate, or why it isn't renewed.
+    pub certificate_error: Option<String>,
+    /// Where its configuration came from.
+    pub config_source: Source,
+    /// What its Envoy refused, in Envoy's words.
+    pub rejections: Vec<Rejection>,
+    /// Names that resolve.
+    pub names: usize,
+    /// Whether the configuration couldn't be kept for a restart, and why.
+    pub disk_error: Option<String>,
+}
+
+/// The agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AgentStatus {
+    /// Version of the program.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// The node's id, once it has joined.
+    pub node_id: Option<String>,
+    /// The zone, once it has joined.
+    pub zone: Option<String>,
+    /// When the node's certificate ends, in Unix seconds.
+    pub node_certificate_until: Option<i64>,
+    /// Where control is.
+    pub control_plane: Option<String>,
+    /// Whether the session with control is open.
+    pub connected: bool,
+    /// Why it isn't.
+    pub connection_error: Option<String>,
+    /// Files that describe no workload, and why.
+    pub broken_files: Vec<BrokenFile>,
+    /// The workloads of this node.
+    pub workloads: Vec<WorkloadStatus>,
+}
+
+/// A file that describes no workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokenFile {
+    /// The file.
+    pub path: String,
+    /// What is wrong with it.
+    pub error: String,
+    /// Whether a former version of it is still running.
+    #[serde(default)]
+    pub running: bool,
+}
+
+impl AgentStatus {
+    /// For people.
+    pub fn to_text(&self) -> String {
+        let now = OffsetDateTime::now_utc().unix_timestamp();
+        let mut text = String::new();
+        self.write(&mut text, now);
+        text
+    }
+
+    fn write(&self, out: &mut String, now: i64) {
+        let node = self.node_id.as_deref().map_or_else(
+            || "not joined: run `ursa-agent join TICKET`".to_owned(),
+            |id| {
+                format!(
+                    "{id} in zone {}, certificate valid {}",
+                    self.zone.as_deref().unwrap_or("?"),
+                    span(self.node_certificate_until.unwrap_or(now) - now)
+                )
+            },
+        );
+        line(out, 0, "agent", &format!("{} pid {}", self.version, self.pid));
+        line(out, 0, "node", &node);
+        let control = self.control_plane.as_deref().unwrap_or("unknown");
+        let connection = if self.connected {
+            "connected".to_owned()
+        } else {
+            format!("not connected: {}", self.connection_error.as_deref().unwrap_or("not tried yet"))
+        };
+        line(out, 0, "control", &format!("{control} {connection}"));
+        for file in &self.broken_files {
+            let running = if file.running { " (its former version keeps running)" } else { "" };
+            line(out, 0, "broken file", &format!("{}{running}: {}", file.path, file.error));
+        }
+        for workload in &self.workloads {
+            workload.write(out, now);
+        }
+        if self.workloads.is_empty() {
+            line(out, 0, "workloads", "none");
+        }
+    }
+}
+
+impl WorkloadStatus {
+    fn write(&self, out: &mut String, now: i64) {
+        let _ = writeln!(
+            out,
+            "\n{}.{}: {} for {}",
+            self.mesh,
+            self.name,
+            self.state.as_str(),
+            span(now - self.since)
+        );
+        line(out, 2, "from", &self.origin);
+        if let Some(error) = &self.error {
+            line(out, 2, "error", error);
+        } else if let Some(error) = &self.last_error {
+            line(out, 2, "last error", error);
+        }
+        line(out, 2, "registration", &self.registration);
+        let shim = self.shim_pid.map_or_else(
+            || "not running".to_owned(),
+            |pid| format!("pid {pid}, {}", self.shim_origin.as_deref().unwrap_or("started")),
+        );
+        line(out, 2, "shim", &shim);
+        let mut envoy = match self.envoy.pid {
+            Some(pid) => format!("pid {pid}, {}, restarts {}", self.envoy.state, self.envoy.restarts),
+            None => format!("{}, restarts {}", self.envoy.state, self.envoy.restarts),
+        };
+        if let Some(exit) = &self.envoy.last_exit {
+            let _ = write!(envoy, ", last exit: {exit}");
+        }
+        line(out, 2, "envoy", &envoy);
+        let certificate = self.certificate.as_ref().map_or_else(
+            || "none".to_owned(),
+            |leaf| {
+                format!(
+                    "{}, age {}, {}",
+                    leaf.spiffe_id,
+                    span(now - leaf.not_before),
+                    if leaf.not_after > now {
+                        format!("valid {}", span(leaf.not_after - now))
+                    } else {
+                        format!("EXPIRED {} ago: connections are refused", span(now - leaf.not_after))
+                    }
+                )
+            },
+        );
+        line(out, 2, "certificate", &certificate);
+        if let Some(error) = &self.certificate_error {
+            line(out, 2, "certificate error", error);
+        }
+        let source = match self.config_source {
+            Source::None => "none yet",
+            Source::Disk => "disk (last good; control hasn't answered since)",
+            Source::Live => "live",
+        };
+        line(out, 2, "configuration", source);
+        line(out, 2, "names", &self.names.to_string());
+        if let Some(error) = &self.disk_error {
+            line(out, 2, "disk", error);
+        }
+        for rejection in &self.rejections {
+            line(
+                out,
+                2,
+                "refused by Envoy",
+                &format!("{} (version {}): {}", rejection.name, rejection.version, rejection.message),
+            );
+        }
+    }
+}
+
+fn line(out: &mut String, indent: usize, key: &str, value: &str) {
+    let _ = writeln!(out, "{:indent$}{key}: {value}", "");
+}
+
+fn span(seconds: i64) -> String {
+    match seconds.max(0) {
+        s @ 0..=119 => format!("{s} s"),
+        s @ 120..=7199 => format!("{} min", s / 60),
+        s @ 7200..=172_799 => format!("{} h", s / 3600),
+        s => format!("{} days", s / 86_400),
+    }
+}

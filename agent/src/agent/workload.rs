@@ -1,0 +1,14 @@
+//! One workload: what it is, and its life from appearing to being gone.
+
+mod bootstrap;
+mod files;
+mod inspect;
+mod machine;
+mod names;
+mod redirect;
+mod spec;
+
+pub use files::{Scan, WorkloadFiles};
+pub use inspect::inspect;
+pub use machine::{Machine, Shared};
+pub use spec::{Origin, SpecError, WorkloadSpec, id_of};

@@ -1,0 +1,151 @@
+//! The directory of workload files, and noticing when it changes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::{Origin, WorkloadSpec};
+use crate::agent::config::AgentConfig;
+use crate::agent::status::BrokenFile;
+
+/// The workload files.
+#[derive(Debug)]
+pub struct WorkloadFiles {
+    dir: PathBuf,
+    events: Option<AsyncFd<Events>>,
+}
+
+/// What the directory holds.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// File → workload.
+    pub specs: BTreeMap<PathBuf, WorkloadSpec>,
+    /// Files that describe none.
+    pub broken: Vec<BrokenFile>,
+}
+
+#[derive(Debug)]
+struct Events(Inotify);
+
+impl AsRawFd for Events {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl WorkloadFiles {
+    /// Watches `dir`, which is created if it doesn't exist.
+    pub fn watch(dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        // Only what ends a change: a half-written file is of no interest.
+        let changes = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_ONLYDIR;
+        inotify.add_watch(dir, changes)?;
+        // SAFETY: `Events` owns the descriptor, always returns the same one, and keeps it open while it lives.
+        #[allow(unsafe_code)]
+        let events = unsafe { AsyncFd::register_with_interest(Events(inotify), Interest::READABLE) }?;
+        Ok(Self { dir: dir.to_owned(), events: Some(events) })
+    }
+
+    /// Returns when something in the directory has changed.
+    pub async fn changed(&mut self) {
+        let Some(events) = &self.events else { return std::future::pending().await };
+        loop {
+            let read = match events.readable().await {
+                Ok(mut ready) => ready.try_io(|events| Ok(events.get_ref().0.read_events()?)),
+                Err(error) => Ok(Err(error)),
+            };
+            match read {
+                Ok(Ok(_)) => return,
+                Err(_would_block) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(dir = %self.dir.display(), %error,
+                        "workload files are no longer watched; restart the agent after a change");
+                    self.events = None;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Reads the whole directory.
+    pub fn scan(&self, config: &AgentConfig) -> Scan {
+        let mut scan = Scan::default();
+        let mut paths: Vec<PathBuf> = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries.filter_map(Result::ok).map(|entry| entry.path()).collect(),
+            Err(error) => {
+                scan.broken.push(BrokenFile {
+                    path: self.dir.display().to_string(),
+                    error: format!("can't list the directory: {error}"),
+                    running: false,
+                });
+                return scan;
+            }
+        };
+        paths.sort();
+        let mut owners: BTreeMap<String, PathBuf> = BTreeMap::new();
+        for path in paths {
+            let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+            let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            if !is_yaml || hidden {
+                continue;
+            }
+            let origin = Origin::File(path.display().to_string());
+            let spec = fs::read_to_string(&path).map_err(|error| format!("can't be read: {error}")).and_then(
+                |text| WorkloadSpec::from_yaml(&text, origin, config).map_err(|error| error.to_string()),
+            );
+            let spec = spec.and_then(|spec| match owners.get(&spec.id()) {
+                Some(other) => Err(format!(
+                    "{}.{} is already described by {}; rename or remove one of them",
+                    spec.mesh,
+                    spec.name,
+                    other.display()
+                )),
+                None => Ok(spec),
+            });
+            match spec {
+                Ok(spec) => {
+                    owners.insert(spec.id(), path.clone());
+                    scan.specs.insert(path, spec);
+                }
+                Err(error) => {
+                    scan.broken.push(BrokenFile { path: path.display().to_string(), error, running: false });
+                }
+            }
+        }
+        scan
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WEB: &str = "type: Dataplane\nmesh: default\nname: web-1\n\
+                       networking: {address: 10.0.0.1, inbound: [{port: 8080}]}\n";
+
+    #[tokio::test]
+    async fn a_change_wakes_and_a_broken_file_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = WorkloadFiles::watch(dir.path()).unwrap();
+        fs::write(dir.path().join("web.yaml"), WEB).unwrap();
+        files.changed().await;
+        fs::write(dir.path().join("broken.yaml"), "type: [").unwrap();
+        fs::write(dir.path().join("again.yml"), WEB).unwrap();
+        let scan = files.scan(&AgentConfig::default());
+        assert_eq!(scan.specs.len(), 1);
+        let broken: Vec<_> = scan.broken.iter().map(|file| file.error.as_str()).collect();
+        assert_eq!(broken.len(), 2, "{broken:?}");
+        assert!(broken.iter().any(|error| error.contains("already described")), "{broken:?}");
+    }
+}

@@ -1,0 +1,715 @@
+//! One workload's life: appeared → attested → redirect in place → identity → configuration → live → ready, and
+//! drain → stop. The traffic is closed from the redirect on, whatever happens afterwards.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::{WorkloadSpec, bootstrap, names, redirect};
+use crate::agent::config::AgentConfig;
+use crate::agent::control::{Link, chain};
+use crate::agent::identity::{IdentityKeeper, IdentityState};
+use crate::agent::node::reason;
+use crate::agent::retry::Backoff;
+use crate::agent::session::{ConnectionState, Registration, Session};
+use crate::agent::status::{EnvoyReport, Phase, WorkloadStatus};
+use crate::launcher::{Launcher, Origin as ShimOrigin, ShimSpec, ShimState};
+use crate::relay::{self, Cache, Kind, LastGood, Reader, Source, Upstream, UpstreamState, write_atomic};
+use crate::shim::client::ShimClient;
+use crate::shim::protocol::{BOOTSTRAP_FILE, DNS_FILE, DnsTable, EnvoyState, EnvoyStatus};
+
+/// How long a step may take before the status says what it waits for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often the status is looked at again while something is missing.
+const REFRESH: Duration = Duration::from_secs(2);
+/// The workload's description, kept so that a later agent can remove what this one put in place.
+const SPEC_FILE: &str = "workload.json";
+
+/// What all workloads of an agent share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The agent's configuration.
+    pub config: AgentConfig,
+    /// Keeps shims running.
+    pub launcher: Arc<dyn Launcher>,
+    /// The session with control.
+    pub session: Session,
+    /// The connection to control.
+    pub links: watch::Receiver<Option<Link>>,
+}
+
+impl Shared {
+    /// Where a workload's keys and last-good configuration are.
+    pub fn state_dir(&self, id: &str) -> PathBuf {
+        self.config.state_dir.join("w").join(id)
+    }
+}
+
+/// A workload's task.
+#[derive(Debug)]
+pub struct Machine {
+    specs: watch::Sender<Arc<WorkloadSpec>>,
+    status: watch::Receiver<WorkloadStatus>,
+    leave: CancellationToken,
+    detach: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Machine {
+    /// Starts a workload's life, or takes over that of a running one.
+    pub fn start(shared: Arc<Shared>, spec: WorkloadSpec) -> Self {
+        let (leave, detach) = (CancellationToken::new(), CancellationToken::new());
+        let spec = Arc::new(spec);
+        let (specs, spec_watch) = watch::channel(Arc::clone(&spec));
+        let (status_sender, status) = watch::channel(initial_status(&spec));
+        let life = Life::new(shared, spec, spec_watch, status_sender);
+        let task = tokio::spawn({
+            let (leave, detach) = (leave.clone(), detach.clone());
+            async move {
+                tokio::select! {
+                    () = detach.cancelled() => {}
+                    () = life.run(leave) => {}
+                }
+            }
+        });
+        Self { specs, status, leave, detach, task }
+    }
+
+    /// The workload's description has changed in a way that a running shim can follow.
+    pub fn update(&self, spec: WorkloadSpec) {
+        self.specs.send_replace(Arc::new(spec));
+    }
+
+    /// The status as it changes.
+    pub fn status(&self) -> watch::Receiver<WorkloadStatus> {
+        self.status.clone()
+    }
+
+    /// Drains, stops and removes everything of the workload.
+    pub async fn remove(self) {
+        self.leave.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "a workload's task failed while it was removed");
+        }
+    }
+
+    /// Ends the task and leaves the workload running, for the next agent.
+    pub async fn detach(self) {
+        self.detach.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "a workload's task failed");
+        }
+    }
+}
+
+fn initial_status(spec: &WorkloadSpec) -> WorkloadStatus {
+    WorkloadStatus {
+        id: spec.id(),
+        mesh: spec.mesh.clone(),
+        name: spec.name.clone(),
+        origin: spec.origin.to_string(),
+        state: Phase::Appeared,
+        since: OffsetDateTime::now_utc().unix_timestamp(),
+        error: None,
+        last_error: None,
+        registration: "pending".to_owned(),
+        shim_pid: None,
+        shim_origin: None,
+        envoy: no_envoy(),
+        certificate: None,
+        certificate_error: None,
+        config_source: Source::None,
+        rejections: Vec::new(),
+        names: 0,
+        disk_error: None,
+    }
+}
+
+/// What has been reached; the phase follows from it.
+#[derive(Debug, Default)]
+struct Facts {
+    attested: bool,
+    redirected: bool,
+    /// Why a step failed.
+    failure: Option<String>,
+    envoy: Option<EnvoyStatus>,
+    /// The table that the shim has.
+    names: Option<DnsTable>,
+}
+
+struct Life {
+    id: String,
+    shared: Arc<Shared>,
+    spec: Arc<WorkloadSpec>,
+    specs: watch::Receiver<Arc<WorkloadSpec>>,
+    status: watch::Sender<WorkloadStatus>,
+    cache: Arc<Cache>,
+    registration: watch::Sender<Registration>,
+    upstream_error: watch::Sender<Option<String>>,
+    disk_error: watch::Sender<Option<String>>,
+    shim: Option<watch::Receiver<ShimState>>,
+    facts: Facts,
+    reported: String,
+    phase_since: tokio::time::Instant,
+}
+
+/// A shim that this agent serves. Dropping it hands Envoy back to the shim.
+struct Attachment {
+    client: ShimClient,
+    envoy: watch::Receiver<EnvoyStatus>,
+    serving: JoinSet<Result<(), relay::ServeError>>,
+    _stop: tokio_util::sync::DropGuard,
+}
+
+impl Life {
+    fn new(
+        shared: Arc<Shared>,
+        spec: Arc<WorkloadSpec>,
+        specs: watch::Receiver<Arc<WorkloadSpec>>,
+        status: watch::Sender<WorkloadStatus>,
+    ) -> Self {
+        Self {
+            id: spec.id(),
+            shared,
+            spec,
+            specs,
+            status,
+            cache: Arc::new(Cache::new()),
+            registration: watch::Sender::new(Registration::Pending),
+            upstream_error: watch::Sender::new(None),
+            disk_error: watch::Sender::new(None),
+            shim: None,
+            facts: Facts::default(),
+            reported: String::new(),
+            phase_since: tokio::time::Instant::now(),
+        }
+    }
+
+    async fn run(mut self, leave: CancellationToken) {
+        tokio::select! {
+            biased; // what is to leave at once starts nothing
+            () = leave.cancelled() => {}
+            () = self.live() => {}
+        }
+        self.tear_down().await;
+    }
+
+    /// Everything up to being told to leave. Never returns by itself.
+    async fn live(&mut self) {
+        self.remember();
+        self.close().await;
+
+        let state_dir = self.shared.state_dir(&self.id);
+        let reader = Some(Reader { uid: self.spec.uid, gid: self.spec.gid });
+        let mut last_good = LastGood::new(state_dir.join("xds")).readable_by(reader);
+        match last_good.load() {
+            Ok(items) => self.cache.load(items),
+            Err(error) => {
+                self.disk_error.send_replace(Some(chain(&error)));
+            }
+        }
+        let keeper = IdentityKeeper::open(
+            &self.spec.mesh,
+            &self.spec.name,
+            state_dir.join("identity"),
+            reader,
+            Arc::clone(&self.cache),
+        );
+        let mut identity = keeper.watch();
+
+        // These end when this future does: a JoinSet aborts its tasks.
+        let mut helpers = JoinSet::new();
+        helpers.spawn(keeper.run(self.shared.links.clone(), self.registration.subscribe()));
+        helpers.spawn(keep_upstream(
+            Upstream { node_id: self.spec.node_id(), cluster: self.spec.cluster() },
+            Arc::clone(&self.cache),
+            self.shared.links.clone(),
+            self.registration.subscribe(),
+            self.upstream_error.clone(),
+        ));
+        helpers.spawn(keep_last_good(last_good, Arc::clone(&self.cache), self.disk_error.clone()));
+        self.register().await;
+
+        self.configured(&mut identity).await;
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        loop {
+            match self.attach().await {
+                Ok(attachment) => {
+                    backoff.reset();
+                    self.facts.failure = None;
+                    self.attached(attachment, &mut identity).await;
+                }
+                Err(error) => self.fail(&error, &identity.borrow()),
+            }
+            tokio::select! {
+                () = backoff.wait() => {}
+                Ok(()) = self.specs.changed() => self.respecify().await,
+            }
+        }
+    }
+
+    /// Keeps the description for a later agent.
+    fn remember(&self) {
+        let dir = self.shared.state_dir(&self.id);
+        let written = fs::create_dir_all(&dir).and_then(|()| {
+            let text = serde_json::to_vec_pretty(&*self.spec).map_err(std::io::Error::other)?;
+            write_atomic(&dir.join(SPEC_FILE), &text, 0o600, None)
+        });
+        if let Err(error) = written {
+            self.disk_error.send_replace(Some(format!("can't write to {}: {error}", dir.display())));
+        }
+    }
+
+    /// Attests the workload and closes its traffic; tries until both have succeeded.
+    async fn close(&mut self) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        loop {
+            let done = if let Err(error) = redirect::attest(&self.spec) {
+                Err(error)
+            } else {
+                self.facts.attested = true;
+                redirect::apply(&self.spec).await
+            };
+            match done {
+                Ok(applied) => {
+                    if applied.is_some_and(|applied| applied.changed()) {
+                        tracing::info!(workload = %self.id, "the redirect is in place; traffic is closed until Envoy is live");
+                    }
+                    self.facts.redirected = true;
+                    self.facts.failure = None;
+                    self.publish(&IdentityState::default());
+                    return;
+                }
+                Err(error) => self.fail(&error, &IdentityState::default()),
+            }
+            tokio::select! {
+                () = backoff.wait() => {}
+                Ok(()) = self.specs.changed() => self.spec = self.specs.borrow_and_update().clone(),
+            }
+        }
+    }
+
+    async fn register(&self) {
+        let json = self.spec.dataplane.to_string();
+        let answer = self.registration.clone();
+        self.shared.session.register(&self.spec.mesh, &self.spec.name, json, answer).await;
+    }
+
+    /// Follows a changed description without touching the shim.
+    async fn respecify(&mut self) {
+        let spec = self.specs.borrow_and_update().clone();
+        let former = std::mem::replace(&mut self.spec, spec);
+        self.remember();
+        if former.redirect != self.spec.redirect {
+            self.close().await;
+        }
+        if former.dataplane != self.spec.dataplane {
+            self.register().await;
+        }
+    }
+
+    /// Waits for identity and configuration; a shim that runs already has both and isn't kept waiting.
+    async fn configured(&mut self, identity: &mut watch::Receiver<IdentityState>) {
+        if ShimClient::connect(&self.shared.launcher.dir(&self.id)).await.is_ok() {
+            return;
+        }
+        let mut changes = self.cache.changes();
+        let mut registration = self.registration.subscribe();
+        let mut refresh = tokio::time::interval(REFRESH);
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            changes.mark_unchanged();
+            let state = identity.borrow_and_update().clone();
+            self.publish(&state);
+            let has_leaf = state.leaf.as_ref().is_some_and(|leaf| !leaf.is_expired());
+            // Without a certificate Envoy refuses by itself; but with it, there is no moment of refusal.
+            if self.cache.is_complete() && (has_leaf || tokio::time::Instant::now() >= deadline) {
+                return;
+            }
+            tokio::select! {
+                Ok(()) = changes.changed() => {}
+                Ok(()) = identity.changed() => {}
+                Ok(()) = registration.changed() => {}
+                Ok(()) = self.specs.changed() => self.respecify().await,
+                _ = refresh.tick() => {}
+            }
+        }
+    }
+
+    /// Starts the shim or adopts it, and takes over Envoy's configuration.
+    async fn attach(&mut self) -> Result<Attachment, String> {
+        let launcher = Arc::clone(&self.shared.launcher);
+        let dir = launcher.dir(&self.id);
+        let bootstrap = bootstrap::bootstrap(&self.spec, &dir).to_string();
+        let file = dir.join(BOOTSTRAP_FILE);
+        if fs::read_to_string(&file).ok().as_deref() != Some(&bootstrap) {
+            fs::create_dir_all(&dir)
+                .and_then(|()| write_atomic(&file, bootstrap.as_bytes(), 0o644, None))
+                .map_err(|error| format!("can't write {}: {error}", file.display()))?;
+        }
+        self.write_names(None).await;
+        let spec = ShimSpec {
+            id: self.id.clone(),
+            workload: self.spec.node_id(),
+            envoy: self.shared.config.envoy.clone(),
+            uid: self.spec.uid,
+            gid: self.spec.gid,
+            netns: self.spec.netns.clone(),
+            concurrency: self.spec.concurrency,
+            last_good: self.shared.state_dir(&self.id),
+            resolv_conf: self.spec.resolv_conf.clone(),
+            log_level: self.shared.config.log_level.clone(),
+        };
+        self.shim = Some(launcher.ensure(spec).await.map_err(|error| chain(&error))?);
+        let client = ShimClient::connect(&dir).await.map_err(|error| chain(&error))?;
+        if client.hello().workload != self.spec.node_id() {
+            return Err(format!(
+                "the shim in {} belongs to {}, not to {}; stop it and remove that directory",
+                dir.display(),
+                client.hello().workload,
+                self.spec.node_id()
+            ));
+        }
+        let listener = client.take_xds().await.map_err(|error| chain(&error))?;
+        let listener = listener
+            .set_nonblocking(true)
+            .and_then(|()| UnixListener::from_std(listener))
+            .map_err(|error| format!("can't use the xDS socket: {error}"))?;
+        let stop = CancellationToken::new();
+        let mut serving = JoinSet::new();
+        serving.spawn(relay::serve(listener, Arc::clone(&self.cache), stop.clone()));
+        Ok(Attachment { envoy: client.envoy(), client, serving, _stop: stop.drop_guard() })
+    }
+
+    /// Serves until the shim is gone.
+    async fn attached(&mut self, mut attachment: Attachment, identity: &mut watch::Receiver<IdentityState>) {
+        let mut changes = self.cache.changes();
+        let mut rejections = self.cache.rejection_changes();
+        let mut registration = self.registration.subscribe();
+        let mut refresh = tokio::time::interval(REFRESH);
+        refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.facts.names = None; // whatever the shim has, it is to hear the present table
+        loop {
+            changes.mark_unchanged();
+            self.facts.envoy = Some(attachment.envoy.borrow_and_update().clone());
+            self.write_names(Some(&attachment.client)).await;
+            let state = identity.borrow_and_update().clone();
+            self.publish(&state);
+            let settled = self.status.borrow().state == Phase::Ready;
+            tokio::select! {
+                () = attachment.client.closed() => break,
+                ended = attachment.serving.join_next() => {
+                    if let Some(Ok(Err(error))) = ended {
+                        tracing::error!(workload = %self.id, error = %chain(&error), "Envoy can't be served");
+                    }
+                    break;
+                }
+                changed = attachment.envoy.changed() => if changed.is_err() { break },
+                Ok(()) = changes.changed() => {}
+                Ok(()) = rejections.changed() => {}
+                Ok(()) = identity.changed() => {}
+                Ok(()) = registration.changed() => {}
+                Ok(()) = self.specs.changed() => self.respecify().await,
+                _ = refresh.tick(), if !settled => {}
+            }
+        }
+        self.facts.envoy = None;
+        tracing::warn!(workload = %self.id, "the connection to the shim ended; attaching again");
+    }
+
+    /// Replaces the table of names, if there is news and the picture is complete.
+    async fn write_names(&mut self, client: Option<&ShimClient>) {
+        if !self.cache.is_complete() {
+            return; // the shim's present table, or a retry, is better than an answer from half a picture
+        }
+        let table = names::table(&self.cache, &self.shared.config.dns_domains);
+        if self.facts.names.as_ref() == Some(&table) {
+            return;
+        }
+        let path = self.shared.launcher.dir(&self.id).join(DNS_FILE);
+        let written = serde_json::to_vec(&table)
+            .map_err(std::io::Error::other)
+            .and_then(|text| write_atomic(&path, &text, 0o644, None));
+        if let Err(error) = written {
+            tracing::warn!(path = %path.display(), %error, "the table of names can't be written; the former one is served");
+            return;
+        }
+        let Some(client) = client else { return };
+        match client.reload_dns().await {
+            Ok(()) => self.facts.names = Some(table),
+            Err(error) => {
+                tracing::warn!(workload = %self.id, error = %chain(&error), "the shim didn't take the table of names");
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &str, identity: &IdentityState) {
+        if self.facts.failure.as_deref() != Some(error) {
+            tracing::warn!(workload = %self.id, %error, "trying again");
+        }
+        self.facts.failure = Some(error.to_owned());
+        self.publish(identity);
+    }
+
+    fn phase(&self, identity: &IdentityState) -> Phase {
+        let live = self.facts.envoy.as_ref().is_some_and(|envoy| envoy.state == EnvoyState::Live);
+        let identified = identity.leaf.as_ref().is_some_and(|leaf| !leaf.is_expired());
+        match () {
+            () if !self.facts.attested => Phase::Appeared,
+            () if !self.facts.redirected => Phase::Attested,
+            () if !identified => Phase::Redirected,
+            () if !self.cache.is_complete() => Phase::Identified,
+            () if !live => Phase::Configured,
+            () if !self.cache.is_settled(Kind::Listener) || self.facts.names.is_none() => Phase::Live,
+            () => Phase::Ready,
+        }
+    }
+
+    /// What keeps the workload from its next phase: cause and remedy.
+    fn obstacle(&self, phase: Phase, identity: &IdentityState) -> Option<String> {
+        if let Some(failure) = &self.facts.failure {
+            return Some(failure.clone());
+        }
+        if let Some(ShimState::Backoff { reason, .. }) = self.shim.as_ref().map(|shim| shim.borrow().clone())
+        {
+            return Some(reason);
+        }
+        if let Registration::Refused(why) = &*self.registration.borrow() {
+            return Some(format!("control refused the Dataplane: {why}"));
+        }
+        if let Some(envoy) = &self.facts.envoy
+            && matches!(envoy.state, EnvoyState::Backoff | EnvoyState::Dead)
+        {
+            let exit = envoy.last_exit.as_deref().unwrap_or("it never started");
+            let log = self.shared.config.run_dir.join("log").join(&self.id);
+            return Some(format!("Envoy isn't running: {exit}; {}.log says why", log.display()));
+        }
+        if phase < Phase::Identified
+            && let Some(error) = &identity.error
+        {
+            return Some(error.clone());
+        }
+        if phase == Phase::Ready || self.phase_since.elapsed() < PATIENCE {
+            return None;
+        }
+        let connection = match &*self.shared.session.state().borrow() {
+            ConnectionState::Connected => None,
+            ConnectionState::NotJoined => {
+                Some("this node hasn't joined; run `ursa-agent join TICKET`".to_owned())
+            }
+            ConnectionState::Disconnected(why) => Some(format!("control can't be reached: {why}")),
+        };
+        let upstream = self.upstream_error.borrow().clone();
+        Some(match phase {
+            Phase::Redirected => connection.unwrap_or_else(|| {
+                "no MeshIdentity selects this Dataplane, so it gets no certificate and its traffic stays closed; see `ursa get meshidentities`".to_owned()
+            }),
+            Phase::Identified => connection.or(upstream).unwrap_or_else(|| {
+                "control hasn't sent a complete configuration yet; see its log".to_owned()
+            }),
+            Phase::Configured => {
+                let waiting = self.facts.envoy.as_ref().and_then(|envoy| envoy.waiting.clone());
+                format!("Envoy isn't live: {}", waiting.as_deref().unwrap_or("it says nothing"))
+            }
+            Phase::Live => "Envoy hasn't accepted all listeners yet".to_owned(),
+            _ => return None,
+        })
+    }
+
+    fn publish(&mut self, identity: &IdentityState) {
+        let phase = self.phase(identity);
+        let now = OffsetDateTime::now_utc().unix_timestamp();
+        if self.status.borrow().state != phase {
+            self.phase_since = tokio::time::Instant::now();
+            tracing::info!(workload = %self.id, state = phase.as_str(), "workload");
+        }
+        let error = self.obstacle(phase, identity);
+        let (shim_pid, shim_origin) = match self.shim.as_ref().map(|shim| shim.borrow().clone()) {
+            Some(ShimState::Running { pid, origin, .. }) => {
+                let origin = match origin {
+                    ShimOrigin::Started => "started",
+                    ShimOrigin::Adopted => "adopted",
+                };
+                (Some(pid), Some(origin.to_owned()))
+            }
+            _ => (None, None),
+        };
+        let registration = match &*self.registration.borrow() {
+            Registration::Pending => "pending".to_owned(),
+            Registration::Registered => "registered".to_owned(),
+            Registration::Refused(why) => format!("refused: {why}"),
+        };
+        self.status.send_if_modified(|status| {
+            let former = status.clone();
+            if status.state != phase {
+                status.state = phase;
+                status.since = now;
+            }
+            if error.is_none() && status.error.is_some() {
+                status.last_error = status.error.take();
+            }
+            status.error = error;
+            status.origin = self.spec.origin.to_string();
+            status.registration = registration;
+            status.shim_pid = shim_pid;
+            status.shim_origin = shim_origin;
+            status.envoy = self.facts.envoy.as_ref().map_or_else(no_envoy, envoy_report);
+            status.certificate.clone_from(&identity.leaf);
+            status.certificate_error.clone_from(&identity.error);
+            status.config_source = self.cache.source();
+            status.rejections = self.cache.rejections();
+            status.names = self.facts.names.as_ref().map_or(0, |table| table.names.len());
+            status.disk_error.clone_from(&self.disk_error.borrow());
+            *status != former
+        });
+        self.report();
+    }
+
+    /// Tells control what belongs into the Dataplane's insight.
+    fn report(&mut self) {
+        let status = self.status.borrow();
+        let envoy = self.facts.envoy.as_ref().and_then(|envoy| envoy.version.clone());
+        let json = serde_json::json!({
+            "version": {
+                "ursaAgent": { "version": env!("CARGO_PKG_VERSION") },
+                "envoy": { "version": envoy },
+            },
+            "state": status.state,
+            "error": status.error,
+            "certificate": status.certificate,
+            "secrets": self.cache.accepted(Kind::Secret),
+        })
+        .to_string();
+        drop(status);
+        if json != self.reported {
+            self.shared.session.report(&self.spec.mesh, &self.spec.name, json.clone());
+            self.reported = json;
+        }
+    }
+
+    /// Drain, stop, rules gone. Everything is tried, whatever fails before it.
+    async fn tear_down(mut self) {
+        self.set_phase(Phase::Draining);
+        self.shared.session.deregister(&self.spec.mesh, &self.spec.name).await;
+        let drain = Duration::from_secs(self.shared.config.drain_seconds.into());
+        if let Err(error) = self.shared.launcher.stop(&self.id, drain).await {
+            tracing::error!(workload = %self.id, error = %chain(&error), "the shim isn't gone cleanly");
+        }
+        // Last: until here the rules keep the traffic closed.
+        if let Err(error) = redirect::remove(&self.spec).await {
+            tracing::error!(workload = %self.id, %error, "rules are left behind");
+        }
+        let dir = self.shared.state_dir(&self.id);
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::error!(dir = %dir.display(), %error, "files are left behind");
+            }
+            _ => {}
+        }
+        self.set_phase(Phase::Stopped);
+        tracing::info!(workload = %self.id, "the workload is gone");
+    }
+
+    fn set_phase(&mut self, phase: Phase) {
+        self.status.send_modify(|status| {
+            status.state = phase;
+            status.since = OffsetDateTime::now_utc().unix_timestamp();
+        });
+    }
+}
+
+fn no_envoy() -> EnvoyReport {
+    EnvoyReport { state: "not started".to_owned(), ..EnvoyReport::default() }
+}
+
+fn envoy_report(envoy: &EnvoyStatus) -> EnvoyReport {
+    let state = match envoy.state {
+        EnvoyState::Starting => "starting",
+        EnvoyState::Live => "live",
+        EnvoyState::Draining => "draining",
+        EnvoyState::Dead => "dead",
+        EnvoyState::Backoff => "backoff",
+    };
+    EnvoyReport {
+        pid: envoy.pid,
+        state: state.to_owned(),
+        epoch: envoy.epoch,
+        restarts: envoy.restarts,
+        last_exit: envoy.last_exit.clone(),
+    }
+}
+
+/// Keeps one discovery stream to control open.
+async fn keep_upstream(
+    upstream: Upstream,
+    cache: Arc<Cache>,
+    mut links: watch::Receiver<Option<Link>>,
+    mut registration: watch::Receiver<Registration>,
+    error: watch::Sender<Option<String>>,
+) {
+    let mut backoff = Backoff::connection();
+    loop {
+        let Ok(link) = links.wait_for(Option::is_some).await.map(|link| link.clone()) else { return };
+        if registration.wait_for(|state| *state == Registration::Registered).await.is_err() {
+            return;
+        }
+        let Some(link) = link else { continue };
+        let ended = upstream
+            .run(link.channel, &cache, |state| {
+                if state == UpstreamState::Synced {
+                    backoff.reset();
+                    error.send_replace(None);
+                }
+            })
+            .await;
+        let why = match ended {
+            Ok(()) => "control ended the stream".to_owned(),
+            Err(status) => reason(&status),
+        };
+        tracing::debug!(node = %upstream.node_id, reason = %why, "the discovery stream to control ended");
+        error.send_replace(Some(format!("the discovery stream to control ended: {why}")));
+        backoff.wait().await;
+    }
+}
+
+/// Writes what Envoy has accepted to disk, the latest picture whenever the former is written.
+async fn keep_last_good(last_good: LastGood, cache: Arc<Cache>, error: watch::Sender<Option<String>>) {
+    let mut changes = cache.changes();
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+    let mut held = Some(last_good);
+    while let Some(mut last_good) = held.take() {
+        changes.mark_unchanged();
+        let items = cache.good();
+        let stored = tokio::task::spawn_blocking(move || {
+            let result = last_good.store(&items);
+            (last_good, result)
+        })
+        .await;
+        let Ok((last_good, result)) = stored else { return };
+        held = Some(last_good);
+        match result {
+            Ok(()) => {
+                backoff.reset();
+                error.send_replace(None);
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+            Err(failure) => {
+                let text = format!(
+                    "{failure}; serving goes on, but a restart would get an older configuration until this works"
+                );
+                tracing::warn!(error = %text, "the last-good configuration isn't kept");
+                error.send_replace(Some(text));
+                backoff.wait().await;
+            }
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! What a workload is: its Dataplane, and how it lives on this machine.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use ursa_init::{Plan, RedirectIntent};
+use ursa_model::{ParseError, Resource};
+
+use crate::agent::config::AgentConfig;
+use crate::relay::hex;
+
+/// The key of a workload file that isn't part of the Dataplane.
+const LOCAL: &str = "ursa";
+/// Socket paths hold 107 bytes, and the run directory needs most of them.
+const ID_LENGTH: usize = 40;
+
+/// A text describes no workload.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// It is no YAML object.
+    #[error("{0}")]
+    Yaml(String),
+    /// Part `ursa` is wrong.
+    #[error("`ursa`: {0}")]
+    Local(String),
+    /// It is no Dataplane.
+    #[error("type is {0}; a workload file holds a resource of type Dataplane")]
+    Type(String),
+    /// The Dataplane is wrong.
+    #[error("{0}")]
+    Dataplane(#[from] ParseError),
+    /// The Dataplane is wrong, with all violations.
+    #[error("the Dataplane is invalid: {0}")]
+    Invalid(String),
+    /// The proxy's user can't be root.
+    #[error("ursa.proxyUid: 0 (root) can't be the proxy: everything root does would go past the mesh")]
+    Root,
+    /// The redirect is wrong.
+    #[error("ursa.redirect: {0}")]
+    Redirect(String),
+}
+
+/// Where a workload came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "kind", content = "value")]
+pub enum Origin {
+    /// A file.
+    File(String),
+    /// CNI ADD of this container.
+    Cni(String),
+    /// Left by a former agent; only to be removed.
+    Orphan,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => f.write_str(path),
+            Self::Cni(container) => write!(f, "CNI container {container}"),
+            Self::Orphan => f.write_str("a former agent"),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Local {
+    netns: Option<PathBuf>,
+    proxy_uid: Option<u32>,
+    proxy_gid: Option<u32>,
+    redirect: Option<RedirectIntent>,
+    concurrency: Option<u32>,
+    resolv_conf: Option<PathBuf>,
+}
+
+/// A workload. Two equal ones need nothing done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadSpec {
+    /// Mesh of the Dataplane.
+    pub mesh: String,
+    /// Name of the Dataplane.
+    pub name: String,
+    /// Where it came from.
+    pub origin: Origin,
+    /// The Dataplane in its REST form.
+    pub dataplane: Value,
+    /// Its network namespace; the agent's own when absent.
+    pub netns: Option<PathBuf>,
+    /// User of shim and Envoy.
+    pub uid: u32,
+    /// Group of shim and Envoy.
+    pub gid: u32,
+    /// Envoy's worker threads.
+    pub concurrency: u32,
+    /// The resolver that the workload would use without a mesh.
+    pub resolv_conf: PathBuf,
+    /// The redirect; absent when something else (`ursa-init`, the CNI plugin) puts it in place.
+    pub redirect: Option<RedirectIntent>,
+}
+
+impl WorkloadSpec {
+    /// Reads a workload file.
+    pub fn from_yaml(text: &str, origin: Origin, config: &AgentConfig) -> Result<Self, SpecError> {
+        let value: Value =
+            ursa_model::yaml::from_str(text).map_err(|error| SpecError::Yaml(error.to_string()))?;
+        Self::from_value(value, origin, config)
+    }
+
+    /// Reads a Dataplane with an optional part `ursa`.
+    pub fn from_value(mut value: Value, origin: Origin, config: &AgentConfig) -> Result<Self, SpecError> {
+        let object = value.as_object_mut().ok_or_else(|| {
+            SpecError::Yaml("expected a Dataplane: fields type, mesh, name, networking".to_owned())
+        })?;
+        let local: Local = match object.remove(LOCAL) {
+            None | Some(Value::Null) => Local::default(),
+            Some(local) => {
+                serde_json::from_value(local).map_err(|error| SpecError::Local(error.to_string()))?
+            }
+        };
+        let dataplane = Resource::from_json(&value)?;
+        if dataplane.descriptor.name != "Dataplane" {
+            return Err(SpecError::Type(dataplane.descriptor.name.to_owned()));
+        }
+        let violations = dataplane.validate();
+        if !violations.is_empty() {
+            return Err(SpecError::Invalid(violations.to_string()));
+        }
+        let uid = local.proxy_uid.unwrap_or(config.proxy_uid);
+        // A group of its own goes with a user of its own, unless the operator says otherwise.
+        let gid = local.proxy_gid.or(local.proxy_uid).unwrap_or(config.proxy_gid);
+        if uid == 0 {
+            return Err(SpecError::Root);
+        }
+        // In the agent's own namespace rules would catch the whole machine: only what the operator spelled out.
+        let redirect = match (local.redirect, &local.netns) {
+            (Some(mut intent), _) => {
+                if !intent.proxy_uids.contains(&uid) {
+                    intent.proxy_uids.push(uid);
+                }
+                Some(intent)
+            }
+            (None, Some(_)) => Some(RedirectIntent { proxy_uids: vec![uid], ..RedirectIntent::default() }),
+            (None, None) => None,
+        };
+        if let Some(intent) = &redirect {
+            Plan::compile(intent).map_err(|error| SpecError::Redirect(error.to_string()))?;
+        }
+        Ok(Self {
+            mesh: dataplane.meta.mesh.clone(),
+            name: dataplane.meta.name.clone(),
+            origin,
+            dataplane: dataplane.to_json(),
+            netns: local.netns,
+            uid,
+            gid,
+            concurrency: local.concurrency.unwrap_or(config.concurrency).max(1),
+            resolv_conf: local.resolv_conf.unwrap_or_else(|| config.resolv_conf.clone()),
+            redirect,
+        })
+    }
+
+    /// Name of its directories.
+    pub fn id(&self) -> String {
+        id_of(&self.mesh, &self.name)
+    }
+
+    /// `<mesh>.<name>`: node id towards control and Envoy.
+    pub fn node_id(&self) -> String {
+        format!("{}.{}", self.mesh, self.name)
+    }
+
+    /// The label that names the service this workload is part of, or the Dataplane's own name.
+    pub fn cluster(&self) -> String {
+        self.dataplane
+            .pointer("/labels/kuma.io~1workload")
+            .and_then(Value::as_str)
+            .unwrap_or(&self.name)
+            .to_owned()
+    }
+
+    /// Whether `other` differs in what only a new shim can change.
+    pub fn needs_restart(&self, other: &Self) -> bool {
+        (&self.netns, self.uid, self.gid, self.concurrency, &self.resolv_conf)
+            != (&other.netns, other.uid, other.gid, other.concurrency, &other.resolv_conf)
+    }
+}
+
+/// Name of a workload's directories: readable while it is short and harmless.
+pub fn id_of(mesh: &str, name: &str) -> String {
+    let id = format!("{mesh}.{name}");
+    let harmless = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if id.len() <= ID_LENGTH && id.chars().all(harmless) && !id.starts_with('.') {
+        id
+    } else {
+        hex(&Sha256::digest(id.as_bytes())[..16])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<WorkloadSpec, SpecError> {
+        WorkloadSpec::from_yaml(text, Origin::File("w.yaml".into()), &AgentConfig::default())
+    }
+
+    const WEB: &str = "type: Dataplane\nmesh: default\nname: web-1\nlabels: {kuma.io/workload: web}\n\
+                       networking: {address: 10.0.0.1, inbound: [{name: main, port: 8080, protocol: http}]}\n";
+
+    #[test]
+    fn a_dataplane_is_a_workload() {
+        let spec = read(WEB).unwrap();
+        assert_eq!((spec.id().as_str(), spec.cluster().as_str()), ("default.web-1", "web"));
+        assert!(spec.redirect.is_none(), "never rules in the machine's own namespace unasked");
+    }
+
+    #[test]
+    fn the_local_part_stays_here() {
+        let spec = read(&format!("{WEB}ursa: {{netns: /run/netns/web, proxyUid: 7}}\n")).unwrap();
+        assert_eq!((spec.uid, spec.gid), (7, 7));
+        assert_eq!(spec.redirect.unwrap().proxy_uids, [7]);
+        assert!(spec.dataplane.get("ursa").is_none());
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong() {
+        for (text, expected) in [
+            ("", "Dataplane"),
+            ("type: Mesh\nname: default\n", "Mesh"),
+            ("{", ""),
+            (&format!("{WEB}ursa: {{netn: /x}}\n"), "netn"),
+            (&format!("{WEB}ursa: {{proxyUid: 0}}\n"), "root"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn long_names_get_short_directories() {
+        let long = WEB.replace("web-1", &"a".repeat(60));
+        let spec = read(&long).unwrap();
+        assert_eq!(spec.id().len(), 32);
+    }
+}

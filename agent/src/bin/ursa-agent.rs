@@ -1,0 +1,143 @@
+//! `ursa-agent`: runs this node's agent, joins it to a control plane, and shows what it does.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use ursa_agent::agent::config::AgentConfig;
+use ursa_agent::agent::node::NodeIdentity;
+use ursa_agent::agent::socket::{Request, ask};
+use ursa_agent::agent::status::AgentStatus;
+
+/// Ursa's node agent: gives every service on this machine an Envoy, an identity and its place in the mesh.
+#[derive(Debug, Parser)]
+#[command(name = "ursa-agent", version, about)]
+struct Cli {
+    /// Configuration file [default: /etc/ursa/agent.yaml, if it exists]
+    #[arg(long, global = true, env = "URSA_AGENT_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent. It can be stopped and started at any time: Envoys and connections stay.
+    Run {
+        /// `host:port` of the control plane, instead of the one that was joined
+        #[arg(long, value_name = "HOST:PORT")]
+        control_plane: Option<String>,
+        /// Log level: trace, debug, info, warn or error
+        #[arg(long, value_name = "LEVEL")]
+        log_level: Option<String>,
+    },
+    /// Join this node to a control plane by a ticket from `ursa ticket create`.
+    Join {
+        /// The ticket; `-` reads it from standard input, where no process list shows it
+        ticket: String,
+        /// This machine's name as control shows it [default: the host name]
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Show the workloads of this node: state, processes, certificate, configuration, errors.
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a shell's completion script.
+    Completion {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the manual page.
+    Man,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ursa-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "ursa-agent", &mut io::stdout());
+            return Ok(());
+        }
+        Command::Man => {
+            return clap_mangen::Man::new(Cli::command())
+                .render(&mut io::stdout())
+                .context("can't print the manual page");
+        }
+        _ => {}
+    }
+    let mut config = AgentConfig::load(cli.config.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("can't start the asynchronous runtime")?;
+    match cli.command {
+        Command::Run { control_plane, log_level } => {
+            config.control_plane = control_plane.or(config.control_plane);
+            config.log_level = log_level.unwrap_or(config.log_level);
+            start_log(&config.log_level)?;
+            runtime.block_on(ursa_agent::agent::run(config))
+        }
+        Command::Join { ticket, name } => runtime.block_on(join(&config, ticket, name)),
+        Command::Status { json } => runtime.block_on(status(&config, json)),
+        Command::Completion { .. } | Command::Man => Ok(()),
+    }
+}
+
+fn start_log(level: &str) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(level)
+        .with_context(|| format!("`{level}` is no log level; use trace, debug, info, warn or error"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).json().init();
+    Ok(())
+}
+
+async fn join(config: &AgentConfig, ticket: String, name: Option<String>) -> anyhow::Result<()> {
+    let ticket = if ticket == "-" {
+        io::read_to_string(io::stdin()).context("can't read the ticket from standard input")?
+    } else {
+        ticket
+    };
+    // A running agent uses its new identity at once; without one, the files wait for it.
+    let socket = config.socket();
+    let (node_id, zone) = if tokio::net::UnixStream::connect(&socket).await.is_ok() {
+        let request = Request::Join { ticket, name };
+        let reply = ask(&socket, &request).await.map_err(anyhow::Error::msg)?;
+        let text = |key: &str| reply.get(key).and_then(|value| value.as_str()).unwrap_or("?").to_owned();
+        (text("nodeId"), text("zone"))
+    } else {
+        let name = name.unwrap_or_else(|| config.node_name());
+        let node = NodeIdentity::join(&config.node_dir(), &ticket, &name).await?;
+        (node.node_id, node.zone)
+    };
+    writeln!(io::stdout(), "joined zone {zone} as node {node_id}")?;
+    Ok(())
+}
+
+async fn status(config: &AgentConfig, json: bool) -> anyhow::Result<()> {
+    let reply = ask(&config.socket(), &Request::Status).await.map_err(anyhow::Error::msg)?;
+    let status = reply.get("status").cloned().unwrap_or_default();
+    let text = if json {
+        serde_json::to_string_pretty(&status)? + "\n"
+    } else {
+        serde_json::from_value::<AgentStatus>(status)
+            .context("the running agent is of another version; use --json")?
+            .to_text()
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! The relay in front of the real Envoy. Needs `URSA_ENVOY`, the path of an Envoy binary; fails without it unless
+//! `URSA_SKIP_ENVOY=1`.
+
+// A test that can't go on says so by panicking; the builder reads better by value.
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use prost::encoding::{WireType, encode_key, encode_varint};
+use serde_json::json;
+use tokio::net::{TcpStream, UnixListener};
+use tokio_util::sync::CancellationToken;
+use ursa_agent::relay::{Cache, Item, Kind, LastGood, item_from_encoded, serve, serve_last_good};
+use ursa_wire::discovery::Resource;
+
+/// A protobuf message, field by field: no crate but the engine knows Envoy's configuration.
+#[derive(Default)]
+struct Proto(Vec<u8>);
+
+impl Proto {
+    fn bytes(mut self, tag: u32, bytes: &[u8]) -> Self {
+        encode_key(tag, WireType::LengthDelimited, &mut self.0);
+        encode_varint(bytes.len() as u64, &mut self.0);
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    fn text(self, tag: u32, text: &str) -> Self {
+        self.bytes(tag, text.as_bytes())
+    }
+
+    fn message(self, tag: u32, message: Self) -> Self {
+        self.bytes(tag, &message.0)
+    }
+
+    fn number(mut self, tag: u32, number: u64) -> Self {
+        encode_key(tag, WireType::Varint, &mut self.0);
+        encode_varint(number, &mut self.0);
+        self
+    }
+}
+
+fn address(port: u16) -> Proto {
+    let socket = Proto::default().text(2, "127.0.0.1").number(3, port.into());
+    Proto::default().message(1, socket)
+}
+
+fn cluster(name: &str) -> Proto {
+    let ads = Proto::default().message(3, Proto::default()).number(6, 2);
+    let eds = Proto::default().message(1, ads).text(2, &format!("{name}-endpoints"));
+    Proto::default().text(1, name).number(2, 3).message(3, eds)
+}
+
+fn endpoints(name: &str, port: u16) -> Proto {
+    let endpoint = Proto::default().message(1, address(port));
+    let locality = Proto::default().message(2, Proto::default().message(1, endpoint));
+    Proto::default().text(1, name).message(2, locality)
+}
+
+fn listener(name: &str, port: u16, cluster: &str, filter: &str) -> Proto {
+    let proxy = Proto::default().text(1, "test").text(2, cluster);
+    let any = Proto::default().text(1, &format!("type.googleapis.com/{filter}")).bytes(2, &proxy.0);
+    let filter = Proto::default().text(1, "filter").message(4, any);
+    let chain = Proto::default().message(3, filter);
+    Proto::default().text(1, name).message(2, address(port)).message(3, chain)
+}
+
+const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+
+fn named(kind: Kind, name: &str, version: &str, message: Proto) -> (String, Item) {
+    let value = Bytes::from(message.0);
+    item_from_encoded(Resource::new(kind.type_url(), name, version, value).encoded()).unwrap()
+}
+
+struct Envoy {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Drop for Envoy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("{}", fs::read_to_string(&self.log).unwrap_or_default());
+        }
+    }
+}
+
+fn binary() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("URSA_ENVOY") {
+        return Some(path.into());
+    }
+    assert!(
+        std::env::var_os("URSA_SKIP_ENVOY").is_some(),
+        "set URSA_ENVOY to an Envoy binary, or URSA_SKIP_ENVOY=1 to go without this test"
+    );
+    None
+}
+
+fn start(binary: &Path, dir: &Path) -> Envoy {
+    let bootstrap = json!({
+        "node": { "id": "default.web", "cluster": "web" },
+        "admin": { "address": { "pipe": { "path": dir.join("admin.sock") } } },
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC", "transport_api_version": "V3",
+                "grpc_services": [{ "envoy_grpc": { "cluster_name": "system_ads" } }]
+            },
+            "cds_config": { "ads": {}, "resource_api_version": "V3" },
+            "lds_config": { "ads": {}, "resource_api_version": "V3" }
+        },
+        "static_resources": { "clusters": [{
+            "name": "system_ads", "type": "STATIC", "connect_timeout": "1s",
+            "typed_extension_protocol_options": { "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": { "http2_protocol_options": {} }
+            } },
+            "load_assignment": { "cluster_name": "system_ads", "endpoints": [{ "lb_endpoints": [{
+                "endpoint": { "address": { "pipe": { "path": dir.join("xds.sock") } } }
+            }] }] }
+        }] }
+    });
+    let file = dir.join("bootstrap.json");
+    fs::write(&file, bootstrap.to_string()).unwrap();
+    let log = dir.join("envoy.log");
+    let child = Command::new(binary)
+        .arg("-c")
+        .arg(&file)
+        .args(["--use-dynamic-base-id", "--concurrency", "1", "--log-level", "info"])
+        .stdout(Stdio::null())
+        .stderr(fs::OpenOptions::new().create(true).append(true).open(&log).unwrap())
+        .spawn()
+        .unwrap();
+    Envoy { child, log }
+}
+
+/// An application that says its name and hangs up.
+fn application(word: &'static str) -> u16 {
+    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in socket.incoming().flatten() {
+            use std::io::Write as _;
+            let _ = (&stream).write_all(word.as_bytes());
+        }
+    });
+    port
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+async fn says(port: u16) -> Option<String> {
+    use tokio::io::AsyncReadExt as _;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let exchange = async {
+        let mut text = String::new();
+        TcpStream::connect(address).await.ok()?.read_to_string(&mut text).await.ok()?;
+        Some(text)
+    };
+    tokio::time::timeout(Duration::from_secs(1), exchange).await.ok()?
+}
+
+/// Polls: what happens in another process can't be awaited.
+async fn until(what: &str, mut check: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !check().await {
+        assert!(start.elapsed() < Duration::from_secs(10), "not within 10 s: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn listen(dir: &Path) -> StdUnixListener {
+    let listener = StdUnixListener::bind(dir.join("xds.sock")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    listener
+}
+
+fn attach(listener: &StdUnixListener) -> UnixListener {
+    UnixListener::from_std(listener.try_clone().unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn envoy_follows_refuses_and_outlives() {
+    let Some(binary) = binary() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (application("old"), application("new"));
+    let (front, other) = (free_port(), free_port());
+
+    let cache = Arc::new(Cache::new());
+    cache.update(Kind::Cluster, vec![named(Kind::Cluster, "app", "1", cluster("app"))], Vec::new());
+    let name = "app-endpoints";
+    cache.update(Kind::Endpoint, vec![named(Kind::Endpoint, name, "1", endpoints(name, old))], Vec::new());
+    let front_listener = listener("front", front, "app", TCP_PROXY);
+    cache.update(Kind::Listener, vec![named(Kind::Listener, "front", "1", front_listener)], Vec::new());
+    for kind in Kind::ALL {
+        cache.synced(kind);
+    }
+    let socket = listen(dir.path());
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(serve(attach(&socket), Arc::clone(&cache), stop.clone()));
+    let envoy = start(&binary, dir.path());
+    until("the listener serves", async || says(front).await.as_deref() == Some("old")).await;
+
+    // An updated cluster warms again, and its endpoints arrive without Envoy asking for them.
+    let updated = cluster("app").message(4, Proto::default().number(1, 3));
+    cache.update(Kind::Cluster, vec![named(Kind::Cluster, "app", "2", updated)], Vec::new());
+    until("the updated cluster is accepted", async || {
+        cache.accepted(Kind::Cluster).get("app").is_some_and(|version| version == "2")
+    })
+    .await;
+    cache.update(Kind::Endpoint, vec![named(Kind::Endpoint, name, "2", endpoints(name, new))], Vec::new());
+    until("the new endpoint answers", async || says(front).await.as_deref() == Some("new")).await;
+
+    // A listener that Envoy can't have, among one that it can.
+    let broken = listener("front", front, "app", "no.such.Filter");
+    let good = listener("other", other, "app", TCP_PROXY);
+    let both = vec![named(Kind::Listener, "front", "2", broken), named(Kind::Listener, "other", "1", good)];
+    cache.update(Kind::Listener, both, Vec::new());
+    until("the good one serves", async || says(other).await.as_deref() == Some("new")).await;
+    until("the broken one is reported", async || cache.rejections().len() == 1).await;
+    let rejection = cache.rejections().remove(0);
+    assert_eq!((rejection.name.as_str(), rejection.version.as_str()), ("front", "2"));
+    assert!(rejection.message.contains("no.such.Filter"), "in Envoy's words: {}", rejection.message);
+    assert_eq!(says(front).await.as_deref(), Some("new"), "the former version goes on");
+
+    // The agent goes; Envoy keeps what it has, also while the shim answers from disk.
+    let state = dir.path().join("state");
+    LastGood::new(state.join("xds")).store(&cache.good()).unwrap();
+    stop.cancel();
+    serving.await.unwrap().unwrap();
+    let stop = CancellationToken::new();
+    let shim = tokio::spawn(serve_last_good(attach(&socket), state.clone(), stop.clone()));
+    assert_eq!(says(front).await.as_deref(), Some("new"));
+
+    // Envoy dies meanwhile: its successor gets what was accepted, not what was refused.
+    drop(envoy);
+    let _envoy = start(&binary, dir.path());
+    until("the last good configuration serves", async || says(front).await.as_deref() == Some("new")).await;
+    until("all of it", async || says(other).await.as_deref() == Some("new")).await;
+
+    // A new agent knows nothing but the disk, takes over, and control takes a listener away.
+    stop.cancel();
+    shim.await.unwrap().unwrap();
+    let cache = Arc::new(Cache::new());
+    cache.load(LastGood::new(state.join("xds")).load().unwrap());
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(serve(attach(&socket), Arc::clone(&cache), stop.clone()));
+    cache.begin_sync();
+    cache.update(Kind::Listener, Vec::new(), vec!["other".to_owned()]);
+    assert_eq!(says(other).await.as_deref(), Some("new"), "not before control has told everything");
+    for kind in Kind::ALL {
+        cache.synced(kind);
+    }
+    until("the removed listener is closed", async || says(other).await.is_none()).await;
+    assert_eq!(says(front).await.as_deref(), Some("new"));
+    stop.cancel();
+    serving.await.unwrap().unwrap();
+}
