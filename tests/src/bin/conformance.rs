@@ -1,0 +1,68 @@
+//! `conformance CORPUS_DIR [--group 02] [--json]`: judges the project by the peer corpus.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use ursa_tests::conformance::{CaseReport, GROUPS, GroupReport, Outcome, deviations};
+
+/// Judges the project by cases of the peer corpus.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Root of the corpus.
+    corpus: PathBuf,
+    /// Only groups whose name starts with this, for example 02.
+    #[arg(long)]
+    group: Option<String>,
+    /// Everything as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    anyhow::ensure!(
+        arguments.corpus.is_dir(),
+        "{} is no directory: give the root of the corpus, which holds folders such as 02-validation",
+        arguments.corpus.display()
+    );
+    let wanted = arguments.group.unwrap_or_default();
+    let reports: Vec<GroupReport> = GROUPS
+        .iter()
+        .filter(|group| group.name.starts_with(&wanted))
+        .map(|group| (group.run)(&arguments.corpus))
+        .collect();
+    anyhow::ensure!(!reports.is_empty(), "no group starts with {wanted:?}");
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&reports)?);
+    } else {
+        reports.iter().for_each(print);
+    }
+    let failed = reports
+        .iter()
+        .flat_map(|report| &report.cases)
+        .any(|case| matches!(case.outcome, Outcome::Failed { .. }) && deviations::of(&case.id).is_none());
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn print(report: &GroupReport) {
+    let (passed, failed, unsupported) = report.counts();
+    let deviates = |case: &&CaseReport| {
+        matches!(case.outcome, Outcome::Failed { .. }) && deviations::of(&case.id).is_some()
+    };
+    let deviating = report.cases.iter().filter(deviates).count();
+    println!(
+        "{}: {passed} passed, {} failed, {unsupported} unsupported, {deviating} differ on purpose",
+        report.group,
+        failed - deviating
+    );
+    for case in &report.cases {
+        match &case.outcome {
+            Outcome::Passed => {}
+            Outcome::Unsupported { missing } => println!("  unsupported {}: {missing}", case.id),
+            Outcome::Failed { difference } => {
+                let word = if deviations::of(&case.id).is_some() { "deviates" } else { "FAILED" };
+                println!("  {word} {}\n    {}", case.id, difference.replace('\n', "\n    "));
+            }
+        }
+    }
+}

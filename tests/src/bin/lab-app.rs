@@ -1,0 +1,239 @@
+//! The lab's ordinary program: plain HTTP over std's sockets, names by libc, no idea of a mesh.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs as _};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+use ursa_tests::lab::program::Answer;
+
+#[derive(Parser)]
+enum Verb {
+    /// Answers every request with what it saw of it.
+    Serve {
+        #[arg(long)]
+        name: String,
+        #[arg(long)]
+        port: u16,
+    },
+    /// Reads `get URL`, `keep URL` and `name NAME` from standard input and prints one JSON line each.
+    Client,
+    /// Asks all the time, and prints one JSON line per request.
+    Load {
+        #[arg(long)]
+        url: String,
+        #[arg(long)]
+        interval_ms: u64,
+    },
+}
+
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+fn main() -> anyhow::Result<()> {
+    // An ordinary program isn't root. Group and user, in that order.
+    nix::unistd::setgroups(&[])?;
+    nix::unistd::setgid(65534.into())?;
+    nix::unistd::setuid(65534.into())?;
+    match Verb::parse() {
+        Verb::Serve { name, port } => serve(&name, port),
+        Verb::Client => client(),
+        Verb::Load { url, interval_ms } => load(&url, Duration::from_millis(interval_ms)),
+    }
+}
+
+fn serve(name: &str, port: u16) -> anyhow::Result<()> {
+    let listener =
+        TcpListener::bind(("::", port)).with_context(|| format!("cannot listen on port {port}"))?;
+    for stream in listener.incoming() {
+        let (stream, name) = (stream?, name.to_owned());
+        std::thread::spawn(move || answer_all(&stream, &name));
+    }
+    Ok(())
+}
+
+/// Requests without bodies, one after the other.
+fn answer_all(stream: &TcpStream, name: &str) -> anyhow::Result<()> {
+    stream.set_nodelay(true)?;
+    let peer = stream.peer_addr()?;
+    let mut input = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        if input.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let path = line.split_whitespace().nth(1).unwrap_or("/").to_owned();
+        let headers = read_headers(&mut input)?;
+        let body =
+            serde_json::json!({"name": name, "path": path, "peer": peer.to_string(), "headers": headers,
+            "plaintext": format!("hello from {name}, which nobody on the way may read")})
+            .to_string();
+        let mut output = stream;
+        write!(
+            output,
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+    }
+}
+
+fn read_headers(input: &mut impl std::io::BufRead) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut line = String::new();
+        if input.read_line(&mut line)? == 0 {
+            bail!("the connection was closed within the headers");
+        }
+        let Some((key, value)) = line.trim_end().split_once(':') else { return Ok(headers) };
+        headers.insert(key.to_ascii_lowercase(), value.trim().to_owned());
+    }
+}
+
+fn print(answer: &Answer) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(answer)?);
+    Ok(())
+}
+
+fn client() -> anyhow::Result<()> {
+    let mut kept = None;
+    for line in std::io::stdin().lines() {
+        let line = line?;
+        let (verb, what) = line.split_once(' ').context("verb and what, please")?;
+        let answer = match verb {
+            "get" => request(what, &mut None),
+            "keep" => request(what, &mut kept),
+            "name" => resolve(what),
+            other => bail!("unknown verb {other:?}"),
+        };
+        print(&answer)?;
+    }
+    Ok(())
+}
+
+fn load(url: &str, interval: Duration) -> anyhow::Result<()> {
+    let target = url.to_owned();
+    std::thread::spawn(move || -> anyhow::Result<()> {
+        let mut kept = None;
+        loop {
+            let was_open = kept.is_some();
+            let mut answer = request(&target, &mut kept);
+            // A connection that can't be opened was not dropped; the other thread reports that.
+            if was_open || answer.ok() {
+                answer.kept = true;
+                print(&answer)?;
+            }
+            std::thread::sleep(interval);
+        }
+    });
+    loop {
+        print(&request(url, &mut None))?;
+        std::thread::sleep(interval);
+    }
+}
+
+fn resolve(name: &str) -> Answer {
+    let start = Instant::now();
+    let done = |status, text, failed: &str| Answer {
+        status,
+        text,
+        ms: start.elapsed().as_secs_f64() * 1e3,
+        kept: false,
+        failed: failed.to_owned(),
+    };
+    match (name, 80).to_socket_addrs() {
+        Ok(addresses) => {
+            let addresses: Vec<String> = addresses.map(|address| address.ip().to_string()).collect();
+            done(Some(200), addresses.join(" "), "")
+        }
+        Err(error) => done(None, error.to_string(), "name"),
+    }
+}
+
+/// One request; the connection stays in `kept` when it went well.
+fn request(url: &str, kept: &mut Option<TcpStream>) -> Answer {
+    let start = Instant::now();
+    let reused = kept.is_some();
+    let (status, text, failed) = match exchange(url, kept) {
+        Ok((status, body)) => (Some(status), body, ""),
+        Err((step, error)) => {
+            *kept = None;
+            (None, format!("{error:#}"), step)
+        }
+    };
+    Answer { status, text, ms: start.elapsed().as_secs_f64() * 1e3, kept: reused, failed: failed.to_owned() }
+}
+
+fn exchange(url: &str, kept: &mut Option<TcpStream>) -> Result<(u16, String), (&'static str, anyhow::Error)> {
+    let rest = url.strip_prefix("http://").unwrap_or(url);
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let target = if authority.contains("]:") || (authority.contains(':') && !authority.ends_with(']')) {
+        authority.to_owned()
+    } else {
+        format!("{authority}:80")
+    };
+    let mut stream = match kept.take() {
+        Some(stream) => stream,
+        None => connect(&target)?,
+    };
+    let mut http = || -> anyhow::Result<(u16, String)> {
+        write!(stream, "GET /{path} HTTP/1.1\r\nhost: {authority}\r\nuser-agent: lab-app\r\n\r\n")?;
+        let mut input = BufReader::new(&stream);
+        let mut line = String::new();
+        if input.read_line(&mut line)? == 0 {
+            bail!("the connection was closed without a response");
+        }
+        let status = line.split_whitespace().nth(1).and_then(|code| code.parse().ok());
+        let status = status.with_context(|| format!("not an HTTP response: {line:?}"))?;
+        let headers = read_headers(&mut input)?;
+        let body = read_body(&mut input, &headers)?;
+        let body = String::from_utf8_lossy(&body).into_owned();
+        Ok((status, body))
+    };
+    let result = http().map_err(|error| ("http", error))?;
+    *kept = Some(stream);
+    Ok(result)
+}
+
+/// A body with a length, or in chunks.
+fn read_body(
+    input: &mut impl std::io::BufRead,
+    headers: &BTreeMap<String, String>,
+) -> anyhow::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    if headers.get("transfer-encoding").is_none_or(|value| value != "chunked") {
+        let length = headers.get("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+        body.resize(length, 0);
+        input.read_exact(&mut body)?;
+        return Ok(body);
+    }
+    loop {
+        let mut line = String::new();
+        input.read_line(&mut line)?;
+        let length =
+            usize::from_str_radix(line.trim(), 16).with_context(|| format!("not a chunk: {line:?}"))?;
+        let start = body.len();
+        body.resize(start + length, 0);
+        input.read_exact(&mut body[start..])?;
+        line.clear();
+        input.read_line(&mut line)?;
+        if length == 0 {
+            return Ok(body);
+        }
+    }
+}
+
+fn connect(target: &str) -> Result<TcpStream, (&'static str, anyhow::Error)> {
+    let addresses = target.to_socket_addrs().map_err(|error| ("name", error.into()))?;
+    let mut last = anyhow::anyhow!("{target} has no address");
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, TIMEOUT) {
+            Ok(stream) => {
+                let set = stream.set_nodelay(true).and_then(|()| stream.set_read_timeout(Some(TIMEOUT)));
+                return set.map(|()| stream).map_err(|error| ("connect", error.into()));
+            }
+            Err(error) => last = anyhow::anyhow!("{address}: {error}"),
+        }
+    }
+    Err(("connect", last))
+}

@@ -1,0 +1,120 @@
+//! Judges the project by cases of the peer corpus.
+//!
+//! A case counts as passed only when the project's public code computed what it expects. Cases are data
+//! outside the repository; a case about something that doesn't exist yet is unsupported, and a difference on
+//! purpose is a row in [`deviations::DEVIATIONS`].
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+
+pub mod api;
+pub mod deviations;
+pub mod naming;
+pub mod validation;
+
+/// How one case ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "result")]
+pub enum Outcome {
+    /// The project computed what the case expects.
+    Passed,
+    /// It computed something else.
+    Failed {
+        /// Expected and computed.
+        difference: String,
+    },
+    /// The case is about something that doesn't exist yet.
+    Unsupported {
+        /// What is missing.
+        missing: String,
+    },
+}
+
+/// One judged case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CaseReport {
+    /// Its id in the corpus.
+    pub id: String,
+    /// How it ended.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// All judged cases of a group.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct GroupReport {
+    /// `02-validation`.
+    pub group: String,
+    /// Its cases in the order of the corpus.
+    pub cases: Vec<CaseReport>,
+}
+
+impl GroupReport {
+    /// No case yet.
+    pub fn new(group: impl Into<String>) -> Self {
+        Self { group: group.into(), cases: Vec::new() }
+    }
+
+    /// Notes a case that is as expected (`None`) or differs.
+    pub fn judged(&mut self, id: impl Into<String>, difference: Option<String>) {
+        let outcome = difference.map_or(Outcome::Passed, |difference| Outcome::Failed { difference });
+        self.cases.push(CaseReport { id: id.into(), outcome });
+    }
+
+    /// Notes a case about something that doesn't exist yet.
+    pub fn unsupported(&mut self, id: impl Into<String>, missing: impl Into<String>) {
+        let outcome = Outcome::Unsupported { missing: missing.into() };
+        self.cases.push(CaseReport { id: id.into(), outcome });
+    }
+
+    /// How many passed, failed, are unsupported.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let count =
+            |wanted: fn(&Outcome) -> bool| self.cases.iter().filter(|case| wanted(&case.outcome)).count();
+        (
+            count(|outcome| matches!(outcome, Outcome::Passed)),
+            count(|outcome| matches!(outcome, Outcome::Failed { .. })),
+            count(|outcome| matches!(outcome, Outcome::Unsupported { .. })),
+        )
+    }
+}
+
+/// A group of the corpus, and what judges it.
+pub struct Group {
+    /// Name of its folder.
+    pub name: &'static str,
+    /// Judges all its cases; gets the corpus' root.
+    pub run: fn(&Path) -> GroupReport,
+}
+
+/// Every group that is judged.
+pub const GROUPS: &[Group] = &[
+    Group { name: "02-validation", run: validation::run },
+    Group { name: "07-api-server", run: api::run },
+    Group { name: "08-naming-and-labels", run: naming::run },
+];
+
+/// The YAML files of a folder, sorted; none when there is no such folder.
+pub(crate) fn yaml_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .collect();
+    files.sort();
+    files
+}
+
+/// Reads a list of cases; a list that can't be read is a failed case, so that it isn't overlooked.
+pub(crate) fn read_list(file: &Path, report: &mut GroupReport) -> Value {
+    let read = std::fs::read_to_string(file)
+        .map_err(|error| error.to_string())
+        .and_then(|text| ursa_model::yaml::from_str(&text).map_err(|error| error.to_string()));
+    read.unwrap_or_else(|error| {
+        report.judged(file.display().to_string(), Some(format!("can't be read: {error}")));
+        Value::Null
+    })
+}

@@ -1,0 +1,156 @@
+//! A process of the lab that can be killed and started again.
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::net::Host;
+use super::wait;
+
+/// One long-running program. Dropping it kills it.
+#[derive(Debug)]
+pub struct Daemon {
+    name: String,
+    program: PathBuf,
+    args: Vec<String>,
+    envs: Vec<(String, String)>,
+    netns: PathBuf,
+    log: PathBuf,
+    detached: bool,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// Starts `program` on `host`; what it says goes to `log`.
+    pub fn start(
+        name: &str,
+        host: &Host,
+        program: PathBuf,
+        args: Vec<String>,
+        envs: Vec<(String, String)>,
+        log: PathBuf,
+    ) -> anyhow::Result<Self> {
+        let mut daemon = Self {
+            name: name.to_owned(),
+            program,
+            args,
+            envs,
+            netns: host.path(),
+            log,
+            detached: false,
+            child: None,
+        };
+        daemon.restart()?;
+        Ok(daemon)
+    }
+
+    /// Starts it again, with the arguments of the first time. It must not run.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .with_context(|| format!("cannot open the log {}", self.log.display()))?;
+        let mut command = Command::new("nsenter");
+        without_settings(&mut command);
+        // nsenter executes the program in its own place, so the child's pid is the program's.
+        let child = command
+            .arg(format!("--net={}", self.netns.display()))
+            .arg(&self.program)
+            .args(&self.args)
+            .envs(self.envs.iter().cloned())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<i32> {
+        self.child.as_ref().and_then(|child| i32::try_from(child.id()).ok())
+    }
+
+    /// `None` while it runs, else how it ended.
+    pub fn ended(&mut self) -> Option<String> {
+        match self.child.as_mut()?.try_wait() {
+            Ok(Some(status)) => Some(status.to_string()),
+            _ => None,
+        }
+    }
+
+    /// An error that quotes the log when the process has ended.
+    pub fn check(&mut self) -> Result<(), String> {
+        match self.ended() {
+            None => Ok(()),
+            Some(status) => Err(format!("{} ended ({status}): {}", self.name, self.last_words())),
+        }
+    }
+
+    /// The last lines of its log.
+    pub fn last_words(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join("\n    ")
+    }
+
+    /// Kills it with no warning, and collects it.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Asks it to end, and waits.
+    pub fn stop(&mut self, deadline: Duration) -> anyhow::Result<()> {
+        let Some(child) = self.child.as_mut() else { return Ok(()) };
+        kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM)?;
+        wait::until(&format!("{} to end after SIGTERM", self.name), deadline, || match child.try_wait() {
+            Ok(Some(_)) => Ok(()),
+            _ => Err("it still runs".to_owned()),
+        })?;
+        self.child = None;
+        Ok(())
+    }
+
+    /// Lets it run on when this value is dropped.
+    pub fn detach(&mut self) {
+        self.detached = true;
+    }
+
+    /// Where its log is.
+    pub fn log(&self) -> &std::path::Path {
+        &self.log
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if !self.detached {
+            self.kill();
+        }
+    }
+}
+
+/// Takes our own variables out of a command's environment: they are settings of the programs, which refuse those
+/// that they don't know, and say which.
+pub fn without_settings(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("URSA_") {
+            command.env_remove(name);
+        }
+    }
+}
+
+/// Kills a process that isn't ours to collect, with no warning.
+pub fn kill_pid(pid: i32) -> anyhow::Result<()> {
+    kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("cannot kill process {pid}"))
+}

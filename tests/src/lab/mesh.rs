@@ -1,0 +1,262 @@
+//! A control plane, nodes with agents, and workloads, as an operator sets them up.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde_json::{Value, json};
+
+use super::daemon::Daemon;
+use super::net::Host;
+use super::{Lab, wait};
+
+/// The zone of every lab.
+pub const ZONE: &str = "lab";
+/// The port that workloads serve.
+pub const PORT: u16 = 8080;
+/// The user of the first workload's Envoy; the following count up.
+const PROXY_UID: u32 = 5678;
+
+/// A control plane with the embedded store.
+#[derive(Debug)]
+pub struct Control {
+    /// Its process.
+    pub daemon: Daemon,
+    /// Where it runs.
+    pub host: Host,
+    /// The operator's socket.
+    pub socket: PathBuf,
+    ursa: PathBuf,
+}
+
+impl Control {
+    /// Starts it on a host of its own and waits until it serves.
+    pub fn start(lab: &mut Lab) -> anyhow::Result<Self> {
+        let host = lab.net.host("control")?;
+        let dir = lab.dir().join("control");
+        super::create_open(&dir)?;
+        let socket = dir.join("control.sock");
+        let config = json!({
+            "mode": "zone",
+            "general": {"workDir": dir},
+            "store": {"type": "embedded", "embedded": {"path": dir.join("store.db")}},
+            "apiServer": {"socket": socket, "http": {"interface": "127.0.0.1", "port": 5681}},
+            "dpServer": {"interface": "0.0.0.0", "port": 5678, "publicAddress": format!("{}:5678", host.v4)},
+            "multizone": {"zone": {"name": ZONE}},
+        });
+        let file = lab.dir().join("control.yaml");
+        std::fs::write(&file, serde_json::to_string_pretty(&config)?)?;
+        let args = vec!["run".into(), "--config".into(), file.display().to_string()];
+        let daemon = Daemon::start(
+            "ursa-control",
+            &host,
+            lab.programs.path("ursa-control"),
+            args,
+            Vec::new(),
+            lab.log("control"),
+        )?;
+        let mut control = Self { daemon, host, socket, ursa: lab.programs.path("ursa") };
+        control.wait_ready()?;
+        Ok(control)
+    }
+
+    /// Waits until the API answers and the default mesh has its identity.
+    pub fn wait_ready(&mut self) -> anyhow::Result<Duration> {
+        let ((), took) = wait::until("the control plane to serve", Duration::from_secs(10), || {
+            self.daemon.check()?;
+            self.ursa(&["get", "mesh", "default"]).map(drop).map_err(|error| format!("{error:#}"))
+        })?;
+        Ok(took)
+    }
+
+    /// Starts it again after its death.
+    pub fn restart(&mut self) -> anyhow::Result<Duration> {
+        self.daemon.restart()?;
+        self.wait_ready()
+    }
+
+    /// Runs the operator's CLI.
+    pub fn ursa(&self, args: &[&str]) -> anyhow::Result<String> {
+        self.ursa_with(args, "")
+    }
+
+    /// Runs the operator's CLI with this standard input.
+    pub fn ursa_with(&self, args: &[&str], input: &str) -> anyhow::Result<String> {
+        run(Command::new(&self.ursa).arg("--socket").arg(&self.socket).args(args), input)
+    }
+
+    /// Applies resources.
+    pub fn apply(&self, yaml: &str) -> anyhow::Result<String> {
+        self.ursa_with(&["apply", "-f", "-"], yaml)
+    }
+
+    /// One resource.
+    pub fn get(&self, kind: &str, name: &str) -> anyhow::Result<Value> {
+        Ok(serde_json::from_str(&self.ursa(&["get", kind, name, "-o", "json"])?)?)
+    }
+
+    /// A ticket for a node that may run these workloads.
+    pub fn ticket(&self, workloads: &[&str]) -> anyhow::Result<String> {
+        let mut args = vec!["ticket", "create", "--mesh", "default", "--valid-for", "10m"];
+        for workload in workloads {
+            args.extend(["--workload", workload]);
+        }
+        Ok(self.ursa(&args)?.trim().to_owned())
+    }
+}
+
+/// Runs a command to its end; what it printed, or an error that quotes it.
+pub fn run(command: &mut Command, input: &str) -> anyhow::Result<String> {
+    use std::io::Write as _;
+    super::daemon::without_settings(command);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A command that fails early doesn't read.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output()?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{}{stdout}", stderr.trim());
+    }
+    Ok(stdout)
+}
+
+/// A machine with an agent.
+#[derive(Debug)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Where the agent runs.
+    pub host: Host,
+    /// The agent's process.
+    pub agent: Daemon,
+    /// The agent's configuration file.
+    pub config: PathBuf,
+    dir: PathBuf,
+    program: PathBuf,
+    proxies: u32,
+}
+
+/// A workload's place in the mesh.
+#[derive(Debug, Clone)]
+pub struct Workload {
+    /// Its name, of the Dataplane as well.
+    pub name: String,
+    /// Where it runs.
+    pub host: Host,
+    /// The user of its Envoy.
+    pub uid: u32,
+}
+
+impl Node {
+    /// Joins a node with a ticket and starts its agent.
+    pub fn join(lab: &mut Lab, name: &str, ticket: &str) -> anyhow::Result<Self> {
+        let host = lab.net.host(name)?;
+        let dir = lab.dir().join(name);
+        super::create_open(&dir)?;
+        for folder in ["run", "state", "workloads.d"] {
+            super::create_open(&dir.join(folder))?;
+        }
+        let config = json!({
+            "node": name,
+            "runDir": dir.join("run"),
+            "stateDir": dir.join("state"),
+            "workloadsDir": dir.join("workloads.d"),
+            "envoy": lab.programs.envoy,
+            "launcher": "fork",
+        });
+        let file = lab.dir().join(format!("{name}.yaml"));
+        std::fs::write(&file, serde_json::to_string_pretty(&config)?)?;
+        let program = lab.programs.path("ursa-agent");
+        run(
+            Command::new("nsenter")
+                .arg(format!("--net={}", host.path().display()))
+                .arg(&program)
+                .args(["join", ticket, "--config"])
+                .arg(&file),
+            "",
+        )
+        .with_context(|| format!("{name} cannot join"))?;
+        let args = vec!["run".into(), "--config".into(), file.display().to_string()];
+        let agent = Daemon::start("ursa-agent", &host, program.clone(), args, Vec::new(), lab.log(name))?;
+        Ok(Self { name: name.to_owned(), host, agent, config: file, dir, program, proxies: 0 })
+    }
+
+    /// Puts a workload on this node: `host` gets an Envoy of its own and its traffic is redirected.
+    pub fn add(&mut self, name: &str, host: &Host) -> anyhow::Result<Workload> {
+        let uid = PROXY_UID + self.proxies;
+        self.proxies += 1;
+        let file = json!({
+            "type": "Dataplane",
+            "mesh": "default",
+            "name": name,
+            "labels": {"kuma.io/workload": name},
+            "networking": {
+                "address": host.v4,
+                "inbound": [{"name": "http", "port": PORT, "protocol": "http"}],
+            },
+            "ursa": {
+                "netns": host.path(),
+                "proxyUid": uid,
+                "proxyGid": uid,
+                "resolvConf": format!("/etc/netns/{}/resolv.conf", host.netns),
+            },
+        });
+        // Written aside and renamed, as any careful operator's tool does.
+        let aside = self.dir.join(format!("{name}.new"));
+        std::fs::write(&aside, serde_json::to_string_pretty(&file)?)?;
+        std::fs::rename(&aside, self.dir.join("workloads.d").join(format!("{name}.yaml")))?;
+        Ok(Workload { name: name.to_owned(), host: host.clone(), uid })
+    }
+
+    /// Takes a workload off this node.
+    pub fn remove(&self, name: &str) -> anyhow::Result<()> {
+        let file = self.dir.join("workloads.d").join(format!("{name}.yaml"));
+        std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))
+    }
+
+    /// What the agent says of itself and its workloads.
+    pub fn status(&self) -> anyhow::Result<Value> {
+        let text =
+            run(Command::new(&self.program).args(["status", "--json", "--config"]).arg(&self.config), "")?;
+        serde_json::from_str(&text).with_context(|| format!("the agent's status is not JSON: {text}"))
+    }
+
+    /// Waits until the workload's Envoy is live with its configuration.
+    pub fn wait_ready(&mut self, name: &str, deadline: Duration) -> anyhow::Result<Duration> {
+        let what = format!("workload {name} ready on {}", self.name);
+        let ((), took) = wait::until(&what, deadline, || {
+            self.agent.check()?;
+            let status = self.status().map_err(|error| format!("{error:#}"))?;
+            let workloads = status.get("workloads").and_then(Value::as_array).cloned().unwrap_or_default();
+            let wanted = |one: &&Value| {
+                [name, &format!("default.{name}")].contains(&one["name"].as_str().unwrap_or_default())
+                    || one["workload"].as_str() == Some(&format!("default.{name}"))
+            };
+            match workloads.iter().find(wanted) {
+                Some(one) if one["state"] == "ready" => Ok(()),
+                Some(one) => Err(one.to_string()),
+                None => Err(format!("the agent doesn't know it: {status}")),
+            }
+        })?;
+        Ok(took)
+    }
+
+    /// The agent's run folder.
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    /// The agent's state folder.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+}

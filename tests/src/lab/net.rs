@@ -1,0 +1,181 @@
+//! Namespaces that share one bridge, itself in a namespace.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+
+/// The IPv4 network of every lab; labs don't see each other.
+const V4: &str = "10.99.0";
+const V6: &str = "fd99::";
+const BRIDGE: &str = "net";
+
+/// A bridge and the hosts on it.
+#[derive(Debug)]
+pub struct Network {
+    prefix: String,
+    hosts: u8,
+}
+
+/// A namespace with one address per family.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// The namespace's name, as `ip netns` knows it.
+    pub netns: String,
+    /// Its IPv4 address.
+    pub v4: String,
+    /// Its IPv6 address.
+    pub v6: String,
+}
+
+impl Host {
+    /// The file that stands for the namespace.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.netns)
+    }
+
+    /// A command in this namespace and its view of `/etc/resolv.conf`.
+    pub fn command(&self, program: &std::path::Path) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.netns]).arg(program);
+        command
+    }
+
+    /// The processes that run in this namespace.
+    pub fn pids(&self) -> Vec<i32> {
+        pids(&self.netns)
+    }
+
+    /// The processes here that run a program of this name.
+    pub fn running(&self, program: &str) -> Vec<i32> {
+        let runs = |pid: &i32| {
+            std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| {
+                exe.file_name().is_some_and(|name| name.to_string_lossy().starts_with(program))
+            })
+        };
+        self.pids().into_iter().filter(runs).collect()
+    }
+
+    /// Runs an `ip` command in this namespace.
+    pub fn ip(&self, args: &[&str]) -> anyhow::Result<String> {
+        let mut all = vec!["-n", self.netns.as_str()];
+        all.extend_from_slice(args);
+        ip(&all, "")
+    }
+}
+
+impl Network {
+    pub(super) fn new(prefix: &str) -> anyhow::Result<Self> {
+        let netns = format!("{prefix}-{BRIDGE}");
+        ip(&["netns", "add", &netns], "")?;
+        let network = Self { prefix: prefix.to_owned(), hosts: 1 };
+        let batch = format!(
+            "link set lo up\nlink add br0 type bridge\nlink set br0 up\n\
+             addr add {V4}.1/24 dev br0\naddr add {V6}1/64 dev br0 nodad\n"
+        );
+        ip(&["-n", &netns, "-batch", "-"], &batch)?;
+        Ok(network)
+    }
+
+    /// The namespace of the bridge, where everything passes.
+    pub fn bridge(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(format!("{}-{BRIDGE}", self.prefix))
+    }
+
+    /// Adds a host.
+    pub fn host(&mut self, name: &str) -> anyhow::Result<Host> {
+        self.hosts += 1;
+        let bridge = format!("{}-{BRIDGE}", self.prefix);
+        let host = Host {
+            netns: format!("{}-{name}", self.prefix),
+            v4: format!("{V4}.{}", self.hosts),
+            v6: format!("{V6}{:x}", self.hosts),
+        };
+        // The resolver is the bridge, where nobody answers: names must come from the mesh.
+        let etc = PathBuf::from("/etc/netns").join(&host.netns);
+        std::fs::create_dir_all(&etc).with_context(|| format!("cannot create {}", etc.display()))?;
+        std::fs::write(
+            etc.join("resolv.conf"),
+            format!("nameserver {V4}.1\noptions timeout:1 attempts:1\n"),
+        )?;
+        ip(&["netns", "add", &host.netns], "")?;
+        let port = format!("p{}", self.hosts);
+        let batch = format!(
+            "link add {port} type veth peer name eth0 netns {}\nlink set {port} master br0\nlink set {port} up\n",
+            host.netns
+        );
+        ip(&["-n", &bridge, "-batch", "-"], &batch)?;
+        let batch = format!(
+            "link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\n\
+             route add default via {V4}.1\nroute add default via {V6}1\n",
+            host.v4, host.v6
+        );
+        ip(&["-n", &host.netns, "-batch", "-"], &batch)?;
+        Ok(host)
+    }
+}
+
+fn ip(args: &[&str], input: &str) -> anyhow::Result<String> {
+    let mut child = Command::new("ip")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run ip: is iproute2 installed?")?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        bail!("ip {} {input:?}: {said}", args.join(" "));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn pids(netns: &str) -> Vec<i32> {
+    let text = ip(&["netns", "pids", netns], "").unwrap_or_default();
+    text.lines().filter_map(|line| line.trim().parse().ok()).collect()
+}
+
+/// Ends everything in the namespaces of a prefix and removes them.
+pub(super) fn remove(prefix: &str) -> Vec<String> {
+    let mine = format!("{prefix}-");
+    let names = |dir: &str| -> Vec<String> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name.starts_with(&mine))
+            .collect()
+    };
+    let mut problems = Vec::new();
+    let namespaces = names("/run/netns");
+    // An agent restarts what dies: go round until nobody is left.
+    for _ in 0..50 {
+        let running: Vec<i32> = namespaces.iter().flat_map(|name| pids(name)).collect();
+        if running.is_empty() {
+            break;
+        }
+        for pid in running {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    for name in namespaces {
+        if let Err(error) = ip(&["netns", "del", &name], "") {
+            problems.push(error.to_string());
+        }
+    }
+    for name in names("/etc/netns") {
+        let dir = PathBuf::from("/etc/netns").join(name);
+        if let Err(error) = std::fs::remove_dir_all(&dir) {
+            problems.push(format!("cannot remove {}: {error}", dir.display()));
+        }
+    }
+    // Ours only when the last lab took its entry out.
+    let _ = std::fs::remove_dir("/etc/netns");
+    problems
+}

@@ -1,0 +1,96 @@
+//! A pod enters the mesh by CNI ADD and leaves it by CNI DEL, with the real agent and the real Envoy.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use ursa_tests::lab::mesh::{Control, Node, PORT};
+use ursa_tests::lab::net::Host;
+use ursa_tests::lab::pair::{SOON, URL, until};
+use ursa_tests::lab::program::{self, Answer, Client};
+use ursa_tests::lab::{Lab, Programs, wait};
+
+/// A container runtime's call; what the plugin printed.
+fn call(lab: &Lab, node: &Node, pod: &Host, verb: &str, injection: &str) -> Result<String, String> {
+    let previous = json!({
+        "cniVersion": "1.0.0",
+        "ips": [{"address": format!("{}/24", pod.v4)}],
+        "unknown": {"kept": true}
+    });
+    let config = json!({
+        "cniVersion": "1.0.0", "name": "pods", "type": "ursa-cni", "runDir": node.run_dir(),
+        "workload": {"name": "web"},
+        "redirect": {"proxyUids": [5678]},
+        "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"kuma.io/sidecar-injection": injection}},
+        "prevResult": previous,
+    });
+    let mut child = Command::new(lab.programs.path("ursa-cni"))
+        .env_clear()
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", "0a1b2c")
+        .env("CNI_NETNS", pod.path())
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAME=web;K8S_POD_NAMESPACE=shop")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    if !output.status.success() {
+        return Err(text);
+    }
+    if verb == "ADD" {
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), previous);
+    }
+    Ok(text)
+}
+
+fn rules(pod: &Host) -> Vec<String> {
+    ursa_init::in_netns(&pod.path(), ursa_init::show).unwrap().unwrap()
+}
+
+#[test]
+fn a_pod_appears_by_add_and_disappears_by_del() {
+    let mut lab = Lab::new(&Programs::discover().unwrap()).unwrap();
+    let control = Control::start(&mut lab).unwrap();
+    let backend = lab.net.host("backend").unwrap();
+    let _server = program::serve(&lab, &backend, "backend", PORT).unwrap();
+    let tickets = (control.ticket(&["web"]).unwrap(), control.ticket(&["backend"]).unwrap());
+    let mut node = Node::join(&mut lab, "node-a", &tickets.0).unwrap();
+    let mut far = Node::join(&mut lab, "node-b", &tickets.1).unwrap();
+    far.add("backend", &backend).unwrap();
+    far.wait_ready("backend", SOON).unwrap();
+    control.ursa(&["allow", "web", "backend"]).unwrap();
+
+    // A pod without the annotation is left alone.
+    let plain = lab.net.host("plain").unwrap();
+    call(&lab, &node, &plain, "ADD", "disabled").unwrap();
+    assert!(rules(&plain).is_empty() && plain.running("envoy").is_empty());
+
+    let pod = lab.net.host("web").unwrap();
+    call(&lab, &node, &pod, "ADD", "enabled").unwrap();
+    assert_eq!(pod.running("envoy").len(), 1, "ADD returns with a live Envoy in the pod");
+    call(&lab, &node, &pod, "CHECK", "enabled").unwrap();
+    let mut client = Client::start(&lab, &pod).unwrap();
+    until(&mut client, URL, "the pod's request to succeed", Answer::ok).unwrap();
+    drop(client);
+
+    call(&lab, &node, &pod, "DEL", "enabled").unwrap();
+    call(&lab, &node, &pod, "DEL", "enabled").unwrap();
+    assert_eq!(rules(&pod), Vec::<String>::new());
+    wait::until("the pod's Envoy to end", SOON, || match pod.running("envoy") {
+        pids if pids.is_empty() => Ok(()),
+        pids => Err(format!("{pids:?}")),
+    })
+    .unwrap();
+
+    // Without its agent a meshed pod doesn't start, and leaves nothing behind.
+    node.agent.kill();
+    let error = call(&lab, &node, &pod, "ADD", "enabled").unwrap_err();
+    assert_eq!(serde_json::from_str::<Value>(&error).unwrap()["code"], 11, "{error}");
+    assert!(rules(&pod).is_empty());
+}
