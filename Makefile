@@ -1,0 +1,56 @@
+# Every target works from a clean clone on a Debian machine with a Rust toolchain.
+# `make demo` and `make test` want root: they build network namespaces of their own and touch no other.
+
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+BIN := $(TARGET)/debug
+CORPUS ?= ../shared/corpus
+export URSA_ENVOY := $(TARGET)/envoy/envoy
+export CARGO_TERM_COLOR ?= never
+
+.PHONY: help build envoy lint deny unit e2e conformance test demo soak clean
+
+help:
+	@echo 'make demo [KEEP=1]  the main job end to end on real parts, in namespaces of its own (root)'
+	@echo 'make test           format, lints, dependencies, all tests, conformance where the corpus is (root)'
+	@echo 'make soak           50 rounds of kill -9 with traffic flowing (root)'
+	@echo 'make build | envoy | lint | deny | unit | e2e | conformance | clean'
+
+build:
+	cargo build --workspace --bins
+
+envoy:
+	@scripts/fetch-envoy.sh
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
+
+deny:
+	@scripts/fetch-cargo-deny.sh
+	$(TARGET)/tools/bin/cargo-deny --log-level error check bans licenses sources
+
+# End-to-end tests run one after the other: they share two cores, and their deadlines are about the product.
+unit: envoy build
+	cargo test --workspace --exclude ursa-tests
+
+e2e: envoy build
+	@scripts/need-tools.sh
+	cargo test -p ursa-tests -- --test-threads 1
+
+conformance:
+	@if [ -d '$(CORPUS)' ]; then cargo run --quiet -p ursa-tests --bin conformance -- '$(CORPUS)'; \
+	else echo 'conformance: no corpus at $(CORPUS), skipped'; fi
+
+test: lint deny unit e2e conformance
+
+demo: envoy
+	@scripts/need-tools.sh
+	@cargo build --quiet --workspace --bins
+	@$(BIN)/demo --bin-dir $(BIN) --envoy $(URSA_ENVOY) $(if $(KEEP),--keep)
+
+soak: envoy build
+	@scripts/need-tools.sh
+	$(BIN)/soak --rounds $(or $(ROUNDS),50)
+
+clean:
+	cargo clean
