@@ -29,13 +29,14 @@ deny:
 	@scripts/fetch-cargo-deny.sh
 	$(TARGET)/tools/bin/cargo-deny --log-level error check bans licenses sources
 
-# End-to-end tests run one after the other: they share two cores, and their deadlines are about the product.
+# Both select the whole workspace, or features would differ and everything compile twice.
 unit: envoy build
-	cargo test --workspace --exclude ursa-tests
+	cargo test --workspace
 
+# One after the other: they share two cores, and their deadlines are about the product.
 e2e: envoy build
 	@scripts/need-tools.sh
-	cargo test -p ursa-tests -- --test-threads 1
+	cargo test --workspace --test e2e -- --test-threads 1
 
 conformance:
 	@if [ -d '$(CORPUS)' ]; then cargo run --quiet -p ursa-tests --bin conformance -- '$(CORPUS)'; \

@@ -1,12 +1,8 @@
 //! A workload can't get another's identity: each attempt is refused with a reason, and yields no certificate.
 
-#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
-
-mod support;
-
 use std::collections::HashMap;
 
-use support::{Key, Node, Plane, dataplane, join};
+use crate::support::{Key, Node, Plane, dataplane, join};
 use tonic::Code;
 use ursa_control::identity::ca;
 use ursa_wire::session::ControlEvent;

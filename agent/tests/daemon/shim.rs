@@ -3,8 +3,6 @@
 //! They need root, and `URSA_ENVOY` must name an Envoy binary: a test that can't run fails. `URSA_SKIP_PRIVILEGED=1`
 //! skips them.
 
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
 use std::fs::{self, Permissions};
 use std::io::{Read as _, Write as _};
 use std::net::Ipv4Addr;

@@ -1,13 +1,5 @@
 //! A control plane on ephemeral loopback ports, and a node that talks to it as an agent does.
 
-#![allow(
-    dead_code,
-    missing_docs,
-    unreachable_pub,
-    clippy::unwrap_used,
-    reason = "shared by several tests, each of which uses a part"
-)]
-
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::time::Duration;

@@ -1,8 +1,7 @@
 //! The relay in front of the real Envoy. Needs `URSA_ENVOY`, the path of an Envoy binary; fails without it unless
 //! `URSA_SKIP_ENVOY=1`.
 
-// A test that can't go on says so by panicking; the builder reads better by value.
-#![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
+#![allow(clippy::needless_pass_by_value, reason = "the builder reads better by value")]
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

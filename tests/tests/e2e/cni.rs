@@ -1,7 +1,5 @@
 //! A pod enters the mesh by CNI ADD and leaves it by CNI DEL, with the real agent and the real Envoy.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
-
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 

@@ -1,12 +1,8 @@
 //! From a ticket to a changed policy at a node: join, registration, discovery, over real TLS connections.
 
-#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
-
-mod support;
-
 use std::collections::HashMap;
 
-use support::{Plane, dataplane};
+use crate::support::{Plane, dataplane};
 use ursa_model::types::dataplane_insight::DataplaneInsight;
 use ursa_model::types::mesh_service::MeshService;
 use ursa_wire::discovery::{Rejection, Resource};

@@ -1,0 +1,6 @@
+//! The agent's relay and the shim by their public interfaces, with a real Envoy.
+
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+mod relay_envoy;
+mod shim;

@@ -1,0 +1,14 @@
+//! The whole, on real parts: control plane, agents, Envoys and traffic in namespaces of a lab.
+//!
+//! One binary, because each test binary links the whole tree again; see [`ursa_tests::lab`] for what a test builds on.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+mod bad_input;
+mod cni;
+mod deaths;
+mod identity;
+mod journey;
+mod lab;
+mod plaintext;
+mod rejected;
