@@ -25,20 +25,20 @@ use ursa_wire::ticket::Ticket;
 use ursa_wire::{tls, type_url};
 
 /// Longer than anything takes; only a failing test waits for it.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub struct Plane {
-    pub control: ControlPlane,
-    pub rooms: Rooms,
+pub(crate) struct Plane {
+    pub(crate) control: ControlPlane,
+    pub(crate) rooms: Rooms,
     dir: tempfile::TempDir,
 }
 
 impl Plane {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), "30s").await
     }
 
-    pub async fn start_with_grace(grace: &str) -> Self {
+    pub(crate) async fn start_with_grace(grace: &str) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), grace).await
     }
 
@@ -79,7 +79,7 @@ impl Plane {
     }
 
     /// Ends the control plane as a crash would find it, and starts another on the same store.
-    pub async fn restart(self) -> Self {
+    pub(crate) async fn restart(self) -> Self {
         self.control.shutdown.cancel();
         self.control.tasks.close();
         self.control.tasks.wait().await;
@@ -87,14 +87,14 @@ impl Plane {
         Self::start_in(self.dir, "30s").await
     }
 
-    pub async fn get(&self, kind: &'static str, name: &str) -> Option<std::sync::Arc<Resource>> {
+    pub(crate) async fn get(&self, kind: &'static str, name: &str) -> Option<std::sync::Arc<Resource>> {
         let mesh = if kind == "Mesh" { "" } else { "default" };
         let key = ResourceKey { kind, mesh: mesh.into(), name: name.into() };
         self.control.store.get(&key).await.unwrap()
     }
 
     /// Writes a resource as the API would.
-    pub async fn apply(&self, value: Value) {
+    pub(crate) async fn apply(&self, value: Value) {
         let mut resource = Resource::from_json(&value).unwrap();
         resource.meta.labels = labels::compute(&resource, &self.control.label_context()).unwrap();
         let violations = resource.validate();
@@ -110,7 +110,7 @@ impl Plane {
         }
     }
 
-    pub async fn allow(&self, from: &str, to: &str) {
+    pub(crate) async fn allow(&self, from: &str, to: &str) {
         self.apply(json!({
             "type": "MeshTrafficPermission", "mesh": "default", "name": format!("{from}-{to}"),
             "spec": {
@@ -122,7 +122,7 @@ impl Plane {
         .await;
     }
 
-    pub async fn until<T, F>(&self, what: &str, mut look: impl FnMut() -> F) -> T
+    pub(crate) async fn until<T, F>(&self, what: &str, mut look: impl FnMut() -> F) -> T
     where
         F: Future<Output = Option<T>>,
     {
@@ -138,7 +138,7 @@ impl Plane {
         tokio::time::timeout(PATIENCE, search).await.unwrap_or_else(|_| panic!("never: {what}"))
     }
 
-    pub async fn ticket(&self, workloads: &[&str]) -> Ticket {
+    pub(crate) async fn ticket(&self, workloads: &[&str]) -> Ticket {
         let grant = Grant {
             mesh: "default".into(),
             workloads: workloads.iter().map(|name| (*name).to_owned()).collect(),
@@ -146,59 +146,59 @@ impl Plane {
         self.rooms.create_ticket(grant, time::Duration::hours(1), 1).await.unwrap()
     }
 
-    pub async fn node(&self, workloads: &[&str]) -> Node {
+    pub(crate) async fn node(&self, workloads: &[&str]) -> Node {
         let ticket = self.ticket(workloads).await;
         Node::join(&ticket, Key::new()).await.unwrap()
     }
 }
 
-pub struct Key(pub KeyPair);
+pub(crate) struct Key(pub KeyPair);
 
 impl Key {
     #[allow(clippy::new_without_default, reason = "a test")]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap())
     }
 
-    pub fn csr(&self) -> Vec<u8> {
+    pub(crate) fn csr(&self) -> Vec<u8> {
         CertificateParams::default().serialize_request(&self.0).unwrap().der().to_vec()
     }
 
-    pub fn forged_csr(&self, uri: &str) -> Vec<u8> {
+    pub(crate) fn forged_csr(&self, uri: &str) -> Vec<u8> {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![rcgen::SanType::URI(uri.try_into().unwrap())];
         params.serialize_request(&self.0).unwrap().der().to_vec()
     }
 }
 
-pub async fn join(ticket: &Ticket, key: &Key) -> Result<NodeCertificate, Status> {
+pub(crate) async fn join(ticket: &Ticket, key: &Key) -> Result<NodeCertificate, Status> {
     let channel = tls::channel(&ticket.address, tls::joining_config(&ticket.fingerprint).unwrap()).unwrap();
     JoinClient::new(channel)
         .join(JoinRequest { ticket: ticket.secret.clone(), csr_der: key.csr(), node_name: "test".into() })
         .await
 }
 
-pub struct Node {
-    pub certificate: NodeCertificate,
-    pub key: Key,
-    pub address: String,
-    pub channel: Channel,
+pub(crate) struct Node {
+    pub(crate) certificate: NodeCertificate,
+    pub(crate) key: Key,
+    pub(crate) address: String,
+    pub(crate) channel: Channel,
 }
 
 impl Node {
-    pub async fn join(ticket: &Ticket, key: Key) -> Result<Self, Status> {
+    pub(crate) async fn join(ticket: &Ticket, key: Key) -> Result<Self, Status> {
         let certificate = join(ticket, &key).await?;
         Ok(Self::with(certificate, key, &ticket.address))
     }
 
-    pub fn with(certificate: NodeCertificate, key: Key, address: &str) -> Self {
+    pub(crate) fn with(certificate: NodeCertificate, key: Key, address: &str) -> Self {
         let config =
             tls::node_config(&certificate.ca_pem, &certificate.chain_pem, &key.0.serialize_pem()).unwrap();
         let channel = tls::channel(address, config).unwrap();
         Self { certificate, key, address: address.to_owned(), channel }
     }
 
-    pub async fn session(&self) -> Session {
+    pub(crate) async fn session(&self) -> Session {
         let (sender, receiver) = mpsc::channel(16);
         let answers = SessionClient::new(self.channel.clone())
             .open(ReceiverStream::new(receiver))
@@ -208,17 +208,17 @@ impl Node {
         Session { sender, answers }
     }
 
-    pub async fn issue(&self, dataplane: &str, csr: Vec<u8>) -> Result<IssuedIdentity, Status> {
+    pub(crate) async fn issue(&self, dataplane: &str, csr: Vec<u8>) -> Result<IssuedIdentity, Status> {
         IdentityClient::new(self.channel.clone())
             .issue(IssueRequest { mesh: "default".into(), dataplane: dataplane.into(), csr_der: csr })
             .await
     }
 
-    pub async fn renew(&self, csr: Vec<u8>) -> Result<NodeCertificate, Status> {
+    pub(crate) async fn renew(&self, csr: Vec<u8>) -> Result<NodeCertificate, Status> {
         JoinClient::new(self.channel.clone()).renew(RenewRequest { csr_der: csr }).await
     }
 
-    pub async fn ads(&self, dataplane: &str) -> Ads {
+    pub(crate) async fn ads(&self, dataplane: &str) -> Ads {
         let (sender, receiver) = mpsc::channel(64);
         let responses = AggregatedDiscoveryClient::new(self.channel.clone())
             .delta(ReceiverStream::new(receiver))
@@ -234,30 +234,30 @@ impl Node {
     }
 }
 
-pub struct Session {
-    pub sender: mpsc::Sender<NodeMessage>,
-    pub answers: Streaming<ControlMessage>,
+pub(crate) struct Session {
+    pub(crate) sender: mpsc::Sender<NodeMessage>,
+    pub(crate) answers: Streaming<ControlMessage>,
 }
 
 impl Session {
-    pub async fn register(&mut self, dataplane: Value) -> ControlEvent {
+    pub(crate) async fn register(&mut self, dataplane: Value) -> ControlEvent {
         let register = Register { dataplane_json: dataplane.to_string(), token: String::new() };
         self.sender.send(NodeEvent::Register(register).into()).await.unwrap();
         self.next().await
     }
 
-    pub async fn next(&mut self) -> ControlEvent {
+    pub(crate) async fn next(&mut self) -> ControlEvent {
         let message = tokio::time::timeout(PATIENCE, self.answers.next()).await.unwrap();
         message.unwrap().unwrap().event.unwrap()
     }
 
-    pub async fn registered(&mut self, name: &str, workload: &str, address: &str) {
+    pub(crate) async fn registered(&mut self, name: &str, workload: &str, address: &str) {
         let event = self.register(dataplane(name, workload, address)).await;
         assert!(matches!(&event, ControlEvent::Registered(_)), "{event:?}");
     }
 }
 
-pub fn dataplane(name: &str, workload: &str, address: &str) -> Value {
+pub(crate) fn dataplane(name: &str, workload: &str, address: &str) -> Value {
     json!({
         "type": "Dataplane", "mesh": "default", "name": name,
         "labels": {"kuma.io/workload": workload},
@@ -269,21 +269,21 @@ pub fn dataplane(name: &str, workload: &str, address: &str) -> Value {
 }
 
 /// A delta stream that subscribes and acknowledges like the agent.
-pub struct Ads {
+pub(crate) struct Ads {
     sender: mpsc::Sender<DeltaDiscoveryRequest>,
-    pub responses: Streaming<DeltaDiscoveryResponse>,
+    pub(crate) responses: Streaming<DeltaDiscoveryResponse>,
     node: Option<discovery::Node>,
     /// Type and name → version.
-    pub held: BTreeMap<(String, String), String>,
+    pub(crate) held: BTreeMap<(String, String), String>,
 }
 
 impl Ads {
-    pub async fn send(&mut self, request: DeltaDiscoveryRequest) {
+    pub(crate) async fn send(&mut self, request: DeltaDiscoveryRequest) {
         let request = DeltaDiscoveryRequest { node: self.node.take(), ..request };
         self.sender.send(request).await.unwrap();
     }
 
-    pub async fn subscribe(&mut self, type_url: &str, initial: HashMap<String, String>) {
+    pub(crate) async fn subscribe(&mut self, type_url: &str, initial: HashMap<String, String>) {
         self.send(DeltaDiscoveryRequest {
             type_url: type_url.into(),
             resource_names_subscribe: vec!["*".into()],
@@ -293,14 +293,14 @@ impl Ads {
         .await;
     }
 
-    pub async fn subscribe_all(&mut self) {
+    pub(crate) async fn subscribe_all(&mut self) {
         for type_url in type_url::ADD_ORDER {
             self.subscribe(type_url, HashMap::new()).await;
         }
     }
 
     /// The next response, not acknowledged.
-    pub async fn receive(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
+    pub(crate) async fn receive(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
         let response = tokio::time::timeout(PATIENCE, self.responses.next()).await.expect("a response");
         let response = response.expect("an open stream")?;
         for resource in &response.resources {
@@ -313,7 +313,7 @@ impl Ads {
         Ok(response)
     }
 
-    pub async fn answer(&mut self, response: &DeltaDiscoveryResponse, error: Option<&str>) {
+    pub(crate) async fn answer(&mut self, response: &DeltaDiscoveryResponse, error: Option<&str>) {
         self.send(DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
@@ -324,14 +324,14 @@ impl Ads {
     }
 
     /// The next response, acknowledged.
-    pub async fn take(&mut self) -> DeltaDiscoveryResponse {
+    pub(crate) async fn take(&mut self) -> DeltaDiscoveryResponse {
         let response = self.receive().await.unwrap();
         self.answer(&response, None).await;
         response
     }
 
     /// Takes responses until every type is synced; returns them.
-    pub async fn sync(&mut self) -> Vec<DeltaDiscoveryResponse> {
+    pub(crate) async fn sync(&mut self) -> Vec<DeltaDiscoveryResponse> {
         let mut missing: Vec<&str> = type_url::ADD_ORDER.into();
         let mut all = Vec::new();
         while !missing.is_empty() {
@@ -345,7 +345,7 @@ impl Ads {
     }
 
     /// Takes responses until `done` holds of what is held.
-    pub async fn until(
+    pub(crate) async fn until(
         &mut self,
         what: &str,
         done: impl Fn(&BTreeMap<(String, String), String>) -> bool,
@@ -361,7 +361,7 @@ impl Ads {
     }
 
     /// Everything that was sent and not yet read has been read when this returns: a round trip behind it.
-    pub async fn settle(&mut self) -> Vec<DeltaDiscoveryResponse> {
+    pub(crate) async fn settle(&mut self) -> Vec<DeltaDiscoveryResponse> {
         let mut all = Vec::new();
         while let Ok(response) = tokio::time::timeout(Duration::from_millis(300), self.take()).await {
             all.push(response);
@@ -369,7 +369,7 @@ impl Ads {
         all
     }
 
-    pub fn names(&self, type_url: &str) -> Vec<&str> {
+    pub(crate) fn names(&self, type_url: &str) -> Vec<&str> {
         self.held.keys().filter(|(kind, _)| kind == type_url).map(|(_, name)| name.as_str()).collect()
     }
 }
