@@ -101,7 +101,7 @@ async fn sleep(duration: Option<Duration>) -> Option<()> {
 }
 
 /// Time until a moment, spread over 10 % so that nodes that joined together don't renew together.
-pub(super) fn until(unix: i64) -> Duration {
+fn until(unix: i64) -> Duration {
     let seconds = u64::try_from(unix - OffsetDateTime::now_utc().unix_timestamp()).unwrap_or(0);
     Duration::from_secs(seconds).mul_f64(1.0 - random_fraction() / 10.0)
 }

@@ -16,9 +16,9 @@ use ursa_wire::identity::{IdentityClient, IssueRequest, IssuedIdentity};
 use ursa_wire::resources::WorkloadIdentity;
 use ursa_wire::sds::Secret;
 
-use super::control::{Link, chain, until};
+use super::control::{Link, chain};
 use super::node::{reason, request_for};
-use super::retry::Backoff;
+use super::retry::{Backoff, random_fraction};
 use super::session::Registration;
 use crate::relay::{
     Cache, Item, Kind, LastGood, LastGoodError, Reader, hex, item_from_encoded, value, write_atomic,
@@ -66,9 +66,14 @@ pub struct Leaf {
     pub spiffe_id: String,
     /// What control wanted when it was issued; a new value asks for a new certificate.
     pub generation: String,
-    /// Unix seconds.
-    pub not_before: i64,
-    /// Unix seconds.
+    /// When it was issued, in Unix seconds by this node's clock. The certificate itself begins earlier, for peers
+    /// whose clocks are behind.
+    #[serde(alias = "notBefore")]
+    pub issued_at: i64,
+    /// When a new one is asked for, in Unix seconds. A file that lacks it asks at once.
+    #[serde(default)]
+    pub renew_at: i64,
+    /// When it ends, in Unix seconds.
     pub not_after: i64,
 }
 
@@ -77,10 +82,14 @@ impl Leaf {
     pub fn is_expired(&self) -> bool {
         OffsetDateTime::now_utc().unix_timestamp() >= self.not_after
     }
+}
 
-    const fn renew_at(&self) -> i64 {
-        self.not_before + (self.not_after - self.not_before) / 2
-    }
+/// At half of what is left from `now` on, or up to a tenth of that before it: workloads that started together
+/// don't renew together.
+fn renewal(now: i64, not_after: i64) -> i64 {
+    let half = (not_after - now).max(0) / 2;
+    let early = Duration::from_secs(half.unsigned_abs()).mul_f64(random_fraction() / 10.0);
+    now + half - i64::try_from(early.as_secs()).unwrap_or(0)
 }
 
 /// The state of a workload's identity.
@@ -225,7 +234,8 @@ impl IdentityKeeper {
                     && leaf.spiffe_id == wanted.spiffe_id
                     && !leaf.is_expired() =>
             {
-                until(leaf.renew_at())
+                let left = leaf.renew_at - OffsetDateTime::now_utc().unix_timestamp();
+                Duration::from_secs(u64::try_from(left).unwrap_or(0))
             }
             _ => Duration::ZERO,
         }
@@ -251,11 +261,13 @@ impl IdentityKeeper {
         key: &KeyPair,
     ) -> Result<(), IdentityError> {
         check_leaf(&issued, key).map_err(IdentityError::Unusable)?;
+        let now = OffsetDateTime::now_utc().unix_timestamp();
         let leaf = Leaf {
             secret_name: issued.secret_name,
             spiffe_id: issued.spiffe_id,
             generation: wanted.generation.clone(),
-            not_before: issued.not_before,
+            issued_at: now,
+            renew_at: renewal(now, issued.not_after),
             not_after: issued.not_after,
         };
         let version = hex(&Sha256::digest(issued.chain_pem.as_bytes())[..8]);
@@ -331,4 +343,28 @@ fn check_leaf(issued: &IssuedIdentity, key: &KeyPair) -> Result<(), String> {
         return Err("it is about another key".to_owned());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewal_is_at_half_of_what_is_left_or_a_little_before() {
+        const DAY: i64 = 86_400;
+        for _ in 0..100 {
+            let at = renewal(1000, 1000 + 2 * DAY);
+            assert!((1000 + DAY * 9 / 10..=1000 + DAY).contains(&at), "{at}");
+        }
+        assert_eq!(renewal(1000, 900), 1000, "what has ended is renewed at once");
+    }
+
+    #[test]
+    fn a_description_from_before_asks_at_once() {
+        let leaf: Leaf = serde_json::from_str(
+            r#"{"secretName":"s","spiffeId":"i","generation":"g","notBefore":5,"notAfter":9}"#,
+        )
+        .unwrap();
+        assert_eq!((leaf.issued_at, leaf.renew_at, leaf.not_after), (5, 0, 9));
+    }
 }

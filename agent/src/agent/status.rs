@@ -218,21 +218,8 @@ impl WorkloadStatus {
             let _ = write!(envoy, ", last exit: {exit}");
         }
         line(out, 2, "envoy", &envoy);
-        let certificate = self.certificate.as_ref().map_or_else(
-            || "none".to_owned(),
-            |leaf| {
-                format!(
-                    "{}, age {}, {}",
-                    leaf.spiffe_id,
-                    span(now - leaf.not_before),
-                    if leaf.not_after > now {
-                        format!("valid {}", span(leaf.not_after - now))
-                    } else {
-                        format!("EXPIRED {} ago: connections are refused", span(now - leaf.not_after))
-                    }
-                )
-            },
-        );
+        let certificate =
+            self.certificate.as_ref().map_or_else(|| "none".to_owned(), |leaf| describe(leaf, now));
         line(out, 2, "certificate", &certificate);
         if let Some(error) = &self.certificate_error {
             line(out, 2, "certificate error", error);
@@ -258,6 +245,22 @@ impl WorkloadStatus {
     }
 }
 
+/// A certificate's age, what is left of it, and when the next one is asked for.
+fn describe(leaf: &Leaf, now: i64) -> String {
+    let (id, age) = (&leaf.spiffe_id, span(now - leaf.issued_at));
+    if leaf.not_after <= now {
+        let ago = span(now - leaf.not_after);
+        return format!("{id}, issued {age} ago, EXPIRED {ago} ago: connections are refused");
+    }
+    let left = span(leaf.not_after - now);
+    let renews = if leaf.renew_at > now {
+        format!("renews in {}", span(leaf.renew_at - now))
+    } else {
+        format!("renewal due for {}", span(now - leaf.renew_at.max(leaf.issued_at)))
+    };
+    format!("{id}, issued {age} ago, valid for {left} more, {renews}")
+}
+
 fn line(out: &mut String, indent: usize, key: &str, value: &str) {
     let _ = writeln!(out, "{:indent$}{key}: {value}", "");
 }
@@ -268,5 +271,27 @@ fn span(seconds: i64) -> String {
         s @ 120..=7199 => format!("{} min", s / 60),
         s @ 7200..=172_799 => format!("{} h", s / 3600),
         s => format!("{} days", s / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_as_old_as_its_issue() {
+        const HOUR: i64 = 3600;
+        let leaf = Leaf {
+            secret_name: "s".into(),
+            spiffe_id: "spiffe://m/workload/web".into(),
+            generation: "g".into(),
+            issued_at: 1000,
+            renew_at: 1000 + 24 * HOUR,
+            not_after: 1000 + 48 * HOUR,
+        };
+        let at = |now| describe(&leaf, now);
+        assert_eq!(at(1007), "spiffe://m/workload/web, issued 7 s ago, valid for 47 h more, renews in 23 h");
+        assert!(at(1000 + 30 * HOUR).ends_with("valid for 18 h more, renewal due for 6 h"));
+        assert!(at(1000 + 50 * HOUR).contains("EXPIRED 2 h ago"));
     }
 }
