@@ -11,7 +11,6 @@ pub(crate) const NLM_F_REQUEST: u16 = 0x001;
 pub(crate) const NLM_F_ACK: u16 = 0x004;
 pub(crate) const NLM_F_DUMP_INTR: u16 = 0x010;
 pub(crate) const NLM_F_DUMP: u16 = 0x300;
-pub(crate) const NLM_F_EXCL: u16 = 0x200;
 pub(crate) const NLM_F_CREATE: u16 = 0x400;
 pub(crate) const NLM_F_APPEND: u16 = 0x800;
 const NLM_F_ACK_TLVS: u16 = 0x200;
@@ -169,11 +168,6 @@ impl Socket {
         let _ = raw.set_cap_ack(true);
         let _ = raw.set_ext_ack(true);
         Ok(Self { raw, buffer: vec![0; 1 << 16] })
-    }
-
-    /// Lets the kernel filter dumps by what the request says; old kernels dump everything, and we filter anyway.
-    pub(crate) fn strict(&self) {
-        let _ = self.raw.set_netlink_get_strict_chk(true);
     }
 
     /// Sends the datagram and takes every answer.

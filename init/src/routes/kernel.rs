@@ -1,0 +1,246 @@
+//! The kernel's local routes and the addresses of `lo`, by rtnetlink.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::StreamExt as _;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
+};
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
+};
+use rtnetlink::packet_route::link::LinkFlags;
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use rtnetlink::sys::AsyncSocket as _;
+use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec, RouteMessageBuilder};
+use tokio::runtime::Runtime;
+
+use super::{Found, Item, PROTOCOL};
+use crate::error::{Error, libc_errno};
+
+/// `lo` has index 1 in every namespace.
+const LO: u32 = 1;
+/// Where the kernel keeps what is its own, `ip route show table local`.
+const TABLE_LOCAL: u8 = 255;
+/// How often a dump is begun again because what it reads changed meanwhile.
+const ATTEMPTS: usize = 16;
+
+/// A route socket in the namespace of the calling thread. Not for use inside of an async context: it blocks, as all
+/// of this crate does, until the kernel has answered.
+pub(super) struct Kernel {
+    runtime: Runtime,
+    handle: Handle,
+}
+
+impl Kernel {
+    pub(super) fn open() -> Result<Self, Error> {
+        let failed = |e| Error::kernel("open a route socket", e);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+        let (mut connection, handle, _) = {
+            let _context = runtime.enter();
+            rtnetlink::new_connection().map_err(failed)?
+        };
+        // Lets the kernel filter dumps by what the request says; old kernels dump everything, and we filter anyway.
+        let _ = connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true);
+        runtime.spawn(connection);
+        Ok(Self { runtime, handle })
+    }
+
+    pub(super) fn read(&mut self) -> Result<Found, Error> {
+        let mut found = Found::default();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut wanted = RouteMessage::default();
+            wanted.header.address_family = family;
+            wanted.header.table = TABLE_LOCAL;
+            for answer in self.dump("read the local routes", &Message::GetRoute(wanted))? {
+                let Message::NewRoute(answer) = answer else { continue };
+                let Some(item) = local_route(&answer) else { continue };
+                let ours = answer.header.protocol == RouteProtocol::from(PROTOCOL);
+                if ours { &mut found.ours } else { &mut found.others }.insert(item);
+            }
+        }
+        let mut wanted = AddressMessage::default();
+        wanted.header.family = AddressFamily::Inet6;
+        wanted.header.index = LO;
+        for answer in self.dump("read lo's addresses", &Message::GetAddress(wanted))? {
+            let Message::NewAddress(answer) = answer else { continue };
+            let Some((item, protocol)) = address(&answer) else { continue };
+            // Kernels before 5.18 forget who made an address.
+            let ours = match protocol {
+                Some(protocol) => protocol == AddressProtocol::Other(PROTOCOL),
+                None => item == Item::Address(crate::plan::PASSTHROUGH_V6),
+            };
+            if ours { &mut found.ours } else { &mut found.others }.insert(item);
+        }
+        Ok(found)
+    }
+
+    /// `false` if it exists already.
+    pub(super) fn add(&mut self, item: &Item) -> Result<bool, Error> {
+        let message = match item {
+            Item::Route(net) => Message::NewRoute(route_message(*net)),
+            Item::Address(address) => Message::NewAddress(address_message(*address)),
+        };
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.change(&format!("add the {item}"), message, flags, libc_errno::EEXIST)
+    }
+
+    /// `false` if it is gone already.
+    pub(super) fn delete(&mut self, item: &Item) -> Result<bool, Error> {
+        let (message, gone) = match item {
+            Item::Route(net) => (Message::DelRoute(route_message(*net)), libc_errno::ESRCH),
+            Item::Address(address) => {
+                (Message::DelAddress(address_message(*address)), libc_errno::EADDRNOTAVAIL)
+            }
+        };
+        self.change(&format!("remove the {item}"), message, 0, gone)
+    }
+
+    /// Sets `lo` up: nothing can be routed to it while it is down. `false` if it was up.
+    pub(super) fn raise_lo(&mut self) -> Result<bool, Error> {
+        let what = "read lo's state";
+        let get = Message::GetLink(LinkUnspec::new_with_index(LO).build());
+        let answer = self.ask(get, 0).map_err(|e| Error::kernel(what, e))?;
+        let up = |message: &Message| matches!(message, Message::NewLink(link) if link.header.flags.contains(LinkFlags::Up));
+        if answer.messages.iter().any(up) {
+            return Ok(false);
+        }
+        let set = Message::SetLink(LinkUnspec::new_with_index(LO).up().build());
+        self.ask(set, NLM_F_ACK).map_err(|e| Error::kernel("set lo up", e))?;
+        Ok(true)
+    }
+
+    fn change(&mut self, what: &str, message: Message, flags: u16, already: i32) -> Result<bool, Error> {
+        match self.ask(message, NLM_F_ACK | flags) {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(already) => Ok(false),
+            Err(error) => Err(Error::kernel(what, error)),
+        }
+    }
+
+    fn dump(&mut self, what: &str, message: &Message) -> Result<Vec<Message>, Error> {
+        for _ in 0..ATTEMPTS {
+            match self.ask(message.clone(), NLM_F_DUMP) {
+                Ok(answer) if answer.interrupted => {}
+                Ok(answer) => return Ok(answer.messages),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc_errno::EINTR) => {}
+                    // No local table yet, or no IPv6 in this kernel: nothing to read.
+                    Some(libc_errno::ENOENT | libc_errno::EOPNOTSUPP | libc_errno::EAFNOSUPPORT) => {
+                        return Ok(Vec::new());
+                    }
+                    _ => return Err(Error::kernel(what, error)),
+                },
+            }
+        }
+        Err(Error::Contended { attempts: ATTEMPTS })
+    }
+
+    /// Sends one request and takes every answer. `rtnetlink`'s own requests don't tell whether a dump was
+    /// interrupted, so this goes one level below them.
+    fn ask(&mut self, message: Message, flags: u16) -> io::Result<Answer> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | flags;
+        let handle = &mut self.handle;
+        self.runtime.block_on(async move {
+            let mut answers = handle.request(request).map_err(io::Error::other)?;
+            let mut answer = Answer::default();
+            while let Some(part) = answers.next().await {
+                answer.interrupted |= part.header.flags & NLM_F_DUMP_INTR != 0;
+                match part.payload {
+                    NetlinkPayload::InnerMessage(message) => answer.messages.push(message),
+                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                    _ => {}
+                }
+            }
+            Ok(answer)
+        })
+    }
+}
+
+/// What the kernel answered to one request.
+#[derive(Default)]
+struct Answer {
+    messages: Vec<Message>,
+    /// Whether what was dumped changed meanwhile.
+    interrupted: bool,
+}
+
+fn route_message(net: IpNet) -> RouteMessage {
+    // Without a source the kernel takes the mesh address itself, and the answers of the proxy would be addressed
+    // to the mesh.
+    let mut message = match net {
+        IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(net.addr(), net.prefix_len())
+            .pref_source(Ipv4Addr::LOCALHOST)
+            .build(),
+        IpNet::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(net.addr(), net.prefix_len())
+            .pref_source(Ipv6Addr::LOCALHOST)
+            .build(),
+    };
+    message.header.table = TABLE_LOCAL;
+    message.header.protocol = RouteProtocol::from(PROTOCOL);
+    message.header.scope = RouteScope::Host;
+    message.header.kind = RouteType::Local;
+    message.attributes.push(RouteAttribute::Oif(LO));
+    message
+}
+
+fn address_message(address: IpAddr) -> AddressMessage {
+    let prefix = IpNet::from(address).prefix_len();
+    let mut message = match address {
+        IpAddr::V4(address) => AddressMessageBuilder::<Ipv4Addr>::new().address(address, prefix).build(),
+        IpAddr::V6(address) => AddressMessageBuilder::<Ipv6Addr>::new().address(address, prefix).build(),
+    };
+    message.header.index = LO;
+    message.header.flags = AddressHeaderFlags::Nodad;
+    message.header.scope = AddressScope::Host;
+    // Deprecated from the start: never chosen as the source of a connection by itself.
+    let mut life = CacheInfo::default();
+    life.ifa_valid = u32::MAX;
+    message.attributes.push(AddressAttribute::CacheInfo(life));
+    message.attributes.push(AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)));
+    message
+}
+
+/// A local route via `lo`.
+fn local_route(message: &RouteMessage) -> Option<Item> {
+    let header = &message.header;
+    let via_lo = message.attributes.contains(&RouteAttribute::Oif(LO));
+    if header.table != TABLE_LOCAL || header.kind != RouteType::Local || !via_lo {
+        return None;
+    }
+    let prefix = header.destination_prefix_length;
+    message.attributes.iter().find_map(|attribute| {
+        let net = match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => Ipv4Net::new(*ip, prefix).map(IpNet::V4),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Ipv6Net::new(*ip, prefix).map(IpNet::V6),
+            _ => return None,
+        };
+        net.ok().map(Item::Route)
+    })
+}
+
+/// An address of `lo`, and who made it where the kernel remembers.
+fn address(message: &AddressMessage) -> Option<(Item, Option<AddressProtocol>)> {
+    if message.header.index != LO {
+        return None;
+    }
+    let mut found = None;
+    let mut protocol = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Address(address) => found = Some(Item::Address(*address)),
+            AddressAttribute::Protocol(by) => protocol = Some(*by),
+            _ => {}
+        }
+    }
+    Some((found?, protocol))
+}
