@@ -10,6 +10,7 @@ use crate::envoy::{
             CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
             SubjectAltNameMatcher, TlsParameters, UpstreamTlsContext,
             common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
+            downstream_tls_context::SessionTicketKeysType,
             subject_alt_name_matcher::SanType,
         },
     },
@@ -34,6 +35,9 @@ pub(crate) fn upstream(identity: &str, sni: &str, peers: &[String]) -> Option<Tr
 }
 
 /// TLS of those who connect to us: a certificate with one of these ids is required. `peers` must not be empty.
+///
+/// Sessions aren't resumed: a server that resumes one (BoringSSL reverifies on clients only) doesn't look at the
+/// caller's certificate again, so one that has expired would be accepted for as long as the session's ticket lives.
 pub(crate) fn downstream(
     identity: &str,
     peers: Vec<StringMatcher>,
@@ -44,6 +48,8 @@ pub(crate) fn downstream(
     part::transport_socket(any(&DownstreamTlsContext {
         common_tls_context: Some(common),
         require_client_certificate: part::yes(),
+        session_ticket_keys_type: Some(SessionTicketKeysType::DisableStatelessSessionResumption(true)),
+        disable_stateful_session_resumption: true,
         ..DownstreamTlsContext::default()
     }))
 }
