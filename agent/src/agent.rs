@@ -3,12 +3,14 @@
 pub mod config;
 pub mod control;
 pub mod identity;
+pub mod metrics;
 pub mod node;
 pub mod retry;
 pub mod session;
 pub mod socket;
 pub mod status;
 pub mod supervisor;
+mod token;
 pub mod workload;
 
 mod run;

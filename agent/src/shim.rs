@@ -15,7 +15,7 @@ pub mod dns;
 pub mod envoy;
 mod lines;
 pub mod log;
-mod peer;
+pub(crate) mod peer;
 pub mod privileges;
 pub mod process;
 pub mod protocol;

@@ -139,6 +139,7 @@ pub async fn start(control: &ControlPlane, listeners: Listeners) -> anyhow::Resu
         insights: insights.clone(),
         labels: control.label_context(),
         tokens: control.tokens.clone(),
+        token_required: config.token_required(),
         grace: grace.unsigned_abs(),
         shutdown: shutdown.clone(),
         metrics: Arc::clone(&metrics),
@@ -159,8 +160,15 @@ pub async fn start(control: &ControlPlane, listeners: Listeners) -> anyhow::Resu
         shutdown.clone(),
     ));
 
-    let issuer =
-        WorkloadIssuer::new(world.clone(), Arc::clone(&registry), authorities, insights.clone(), &zone);
+    let issuer = WorkloadIssuer::new(
+        world.clone(),
+        Arc::clone(&registry),
+        authorities,
+        insights.clone(),
+        control.tokens.clone(),
+        config.token_required(),
+        &zone,
+    );
     let services = NodeServices {
         discovery: Arc::new(Discovery {
             identity: Arc::clone(&identity),

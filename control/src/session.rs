@@ -25,7 +25,7 @@ use ursa_wire::session::{
 };
 
 pub use insights::{InsightTask, Insights, run as run_insights};
-pub use registry::Registry;
+pub use registry::{Registry, Vouched};
 
 use crate::diagnostics::Metrics;
 use crate::identity::ControlIdentity;
@@ -52,8 +52,10 @@ pub struct Sessions {
     pub insights: Insights,
     /// For computing labels.
     pub labels: Context,
-    /// For workloads beyond a node's grant.
+    /// For workloads that a dataplane token vouches for.
     pub tokens: Tokens,
+    /// Whether a node's grant isn't enough (`dpServer.authn.dpProxy.type: dpToken`).
+    pub token_required: bool,
     /// How long a closed session's Dataplanes are kept.
     pub grace: Duration,
     /// Ends all sessions; a restarted control plane gives them their grace again.

@@ -82,6 +82,8 @@ pub struct AgentConfig {
     pub dns_domains: Vec<String>,
     /// How long connections may take to end when a workload leaves.
     pub drain_seconds: u32,
+    /// File with the dataplane token of workloads that don't name one of their own.
+    pub dataplane_token_file: Option<PathBuf>,
 }
 
 impl Default for AgentConfig {
@@ -102,12 +104,13 @@ impl Default for AgentConfig {
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             dns_domains: vec!["mesh.local".to_owned()],
             drain_seconds: 5,
+            dataplane_token_file: None,
         }
     }
 }
 
 /// The fields that a variable can set, with the variable's name.
-const VARIABLES: [(&str, &str); 14] = [
+const VARIABLES: [(&str, &str); 15] = [
     ("URSA_CONTROL_PLANE", "controlPlane"),
     ("URSA_RUN_DIR", "runDir"),
     ("URSA_STATE_DIR", "stateDir"),
@@ -122,6 +125,7 @@ const VARIABLES: [(&str, &str); 14] = [
     ("URSA_LOG_LEVEL", "logLevel"),
     ("URSA_RESOLV_CONF", "resolvConf"),
     ("URSA_DRAIN_SECONDS", "drainSeconds"),
+    ("URSA_DATAPLANE_TOKEN_FILE", "dataplaneTokenFile"),
 ];
 
 impl AgentConfig {

@@ -68,7 +68,7 @@ impl Control {
         let mut backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(600));
         loop {
             let link = links.borrow_and_update().clone();
-            let wait = link.as_ref().map(|link| until(link.node.renew_at()));
+            let wait = link.as_ref().map(|link| until(link.node.renew_at));
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = links.changed() => {

@@ -80,16 +80,33 @@ pub struct Leaf {
 impl Leaf {
     /// Whether its time is over.
     pub fn is_expired(&self) -> bool {
-        OffsetDateTime::now_utc().unix_timestamp() >= self.not_after
+        now() >= self.not_after
+    }
+
+    /// Whether it should have been renewed.
+    pub const fn is_overdue(&self, now: i64) -> bool {
+        now >= self.renew_at
+    }
+}
+
+/// Half of the time that is left, and a second at least, so that the shortest life doesn't become a loop.
+pub(super) fn half_life(now: i64, not_after: i64) -> i64 {
+    match (not_after - now) / 2 {
+        left if left > 0 => left,
+        _ => i64::from(not_after > now),
     }
 }
 
 /// At half of what is left from `now` on, or up to a tenth of that before it: workloads that started together
 /// don't renew together.
 fn renewal(now: i64, not_after: i64) -> i64 {
-    let half = (not_after - now).max(0) / 2;
+    let half = half_life(now, not_after);
     let early = Duration::from_secs(half.unsigned_abs()).mul_f64(random_fraction() / 10.0);
     now + half - i64::try_from(early.as_secs()).unwrap_or(0)
+}
+
+fn now() -> i64 {
+    OffsetDateTime::now_utc().unix_timestamp()
 }
 
 /// The state of a workload's identity.
@@ -169,6 +186,7 @@ impl IdentityKeeper {
     ) {
         let mut changes = self.cache.changes();
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
+        let mut retry = tokio::time::Instant::now();
         loop {
             changes.mark_unchanged();
             let link = links.borrow_and_update().clone();
@@ -181,26 +199,27 @@ impl IdentityKeeper {
                 }
                 _ => None,
             };
-            let expiry = self
-                .state
-                .borrow()
-                .leaf
-                .as_ref()
-                .filter(|leaf| !leaf.is_expired())
-                .map(|leaf| leaf.not_after);
+            let (expiry, overdue) = self.deadlines(renewal.is_some());
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 changed = links.changed() => if changed.is_err() { return },
-                changed = registration.changed() => if changed.is_err() { return },
+                changed = registration.changed() => {
+                    if changed.is_err() { return }
+                    // Another session, another chance.
+                    retry = tokio::time::Instant::now();
+                    backoff.reset();
+                }
                 () = at(expiry) => self.check_expiry(),
-                Some((wanted, link)) = due(renewal) => {
+                () = at(overdue) => self.warn_overdue(&registration.borrow()),
+                Some((wanted, link)) = due(renewal, retry) => {
                     match self.issue(&wanted, link).await {
                         Ok(()) => backoff.reset(),
                         Err(error) => {
                             let text = chain(&error);
                             tracing::warn!(dataplane = %self.dataplane, error = %text, "no certificate; trying again");
                             self.state.send_modify(|state| state.error = Some(text));
-                            backoff.wait().await;
+                            // Not waited for here: the end of the present one must be noticed meanwhile.
+                            retry = tokio::time::Instant::now() + backoff.step();
                         }
                     }
                 }
@@ -208,11 +227,42 @@ impl IdentityKeeper {
         }
     }
 
+    /// When the certificate ends, and when its renewal is overdue although nothing can be asked for now.
+    fn deadlines(&self, can_renew: bool) -> (Option<i64>, Option<i64>) {
+        let state = self.state.borrow();
+        let Some(leaf) = state.leaf.as_ref().filter(|leaf| !leaf.is_expired()) else { return (None, None) };
+        let silent = !can_renew && state.error.is_none();
+        (Some(leaf.not_after), silent.then_some(leaf.renew_at))
+    }
+
+    /// Said once, long before the end: half of the life is left.
+    fn warn_overdue(&self, registration: &Registration) {
+        let why = match registration {
+            Registration::Refused(why) => format!("control refuses the Dataplane: {why}"),
+            _ => {
+                "there is no session with control: check that ursa-control runs and can be reached".to_owned()
+            }
+        };
+        self.state.send_if_modified(|state| {
+            let Some(leaf) = &state.leaf else { return false };
+            let error = format!(
+                "the certificate {} can't be renewed, which is overdue since {}; it is valid until {}, then new connections are refused. {why}",
+                leaf.spiffe_id,
+                moment(leaf.renew_at),
+                moment(leaf.not_after),
+            );
+            tracing::warn!(dataplane = %self.dataplane, %error, not_after = leaf.not_after, "the certificate isn't renewed");
+            state.error = Some(error);
+            true
+        });
+    }
+
     fn check_expiry(&self) {
         self.state.send_if_modified(|state| {
             let Some(leaf) = state.leaf.as_ref().filter(|leaf| leaf.is_expired()) else { return false };
             let error = expired(leaf);
-            tracing::error!(dataplane = %self.dataplane, %error, "the certificate has expired");
+            tracing::error!(dataplane = %self.dataplane, %error, cause = state.error, not_after = leaf.not_after,
+                "the certificate has expired");
             // Peers refuse it anyway; an Envoy that starts now gets none and refuses by itself.
             self.cache.remove_local(Kind::Secret, &leaf.secret_name);
             state.error = Some(error);
@@ -234,8 +284,7 @@ impl IdentityKeeper {
                     && leaf.spiffe_id == wanted.spiffe_id
                     && !leaf.is_expired() =>
             {
-                let left = leaf.renew_at - OffsetDateTime::now_utc().unix_timestamp();
-                Duration::from_secs(u64::try_from(left).unwrap_or(0))
+                Duration::from_secs(u64::try_from(leaf.renew_at - now()).unwrap_or(0))
             }
             _ => Duration::ZERO,
         }
@@ -261,7 +310,7 @@ impl IdentityKeeper {
         key: &KeyPair,
     ) -> Result<(), IdentityError> {
         check_leaf(&issued, key).map_err(IdentityError::Unusable)?;
-        let now = OffsetDateTime::now_utc().unix_timestamp();
+        let now = now();
         let leaf = Leaf {
             secret_name: issued.secret_name,
             spiffe_id: issued.spiffe_id,
@@ -270,6 +319,12 @@ impl IdentityKeeper {
             renew_at: renewal(now, issued.not_after),
             not_after: issued.not_after,
         };
+        if leaf.is_expired() {
+            return Err(IdentityError::Unusable(format!(
+                "it ended at {} by this machine's clock; set the clock, or lengthen `certificateParameters.expiry` of the MeshIdentity",
+                moment(leaf.not_after)
+            )));
+        }
         let version = hex(&Sha256::digest(issued.chain_pem.as_bytes())[..8]);
         let encoded = Secret::certificate(&leaf.secret_name, &issued.chain_pem, &key.serialize_pem())
             .to_resource(&version);
@@ -310,18 +365,29 @@ async fn at(unix: Option<i64>) {
     }
 }
 
-async fn due(renewal: Option<(WorkloadIdentity, Link, Duration)>) -> Option<(WorkloadIdentity, Link)> {
+async fn due(
+    renewal: Option<(WorkloadIdentity, Link, Duration)>,
+    retry: tokio::time::Instant,
+) -> Option<(WorkloadIdentity, Link)> {
     let (wanted, link, wait) = renewal?;
     tokio::time::sleep(wait).await;
+    tokio::time::sleep_until(retry).await;
     Some((wanted, link))
 }
 
 fn expired(leaf: &Leaf) -> String {
-    let ago = OffsetDateTime::now_utc().unix_timestamp() - leaf.not_after;
     format!(
-        "the certificate {} expired {ago} s ago and control gave no new one; connections are refused until it does: check that ursa-control is reachable",
-        leaf.spiffe_id
+        "the certificate {} expired at {} and control gave no new one; new connections are refused until it does: check that ursa-control runs and can be reached",
+        leaf.spiffe_id,
+        moment(leaf.not_after)
     )
+}
+
+/// A time for people, in UTC.
+fn moment(unix: i64) -> String {
+    use time::format_description::well_known::Rfc3339;
+    let time = OffsetDateTime::from_unix_timestamp(unix).ok().and_then(|time| time.format(&Rfc3339).ok());
+    time.unwrap_or_else(|| format!("{unix} (Unix time)"))
 }
 
 /// Whether the stored secret is the one that the leaf's description is about.
@@ -357,6 +423,7 @@ mod tests {
             assert!((1000 + DAY * 9 / 10..=1000 + DAY).contains(&at), "{at}");
         }
         assert_eq!(renewal(1000, 900), 1000, "what has ended is renewed at once");
+        assert_eq!(renewal(1000, 1001), 1001, "a second is waited for, or it would be asked for without end");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use ursa_wire::join::{JoinClient, JoinRequest, NodeCertificate, RenewRequest};
 use ursa_wire::ticket::{Ticket, TicketError};
 use ursa_wire::tls::{self, TlsError};
 
+use super::identity::half_life;
 use crate::relay::write_atomic;
 
 const KEY: &str = "key.pem";
@@ -92,6 +93,9 @@ pub struct NodeIdentity {
     pub not_before: i64,
     /// Unix seconds.
     pub not_after: i64,
+    /// When to renew it, in Unix seconds: at half of the life that it had when it came.
+    #[serde(default)]
+    pub renew_at: i64,
     /// The certificate chain, leaf first.
     pub chain_pem: String,
     /// The control CA.
@@ -147,12 +151,14 @@ impl NodeIdentity {
     }
 
     fn from_certificate(certificate: NodeCertificate, address: String, key_pem: String) -> Self {
+        let now = OffsetDateTime::now_utc().unix_timestamp();
         Self {
             address,
             zone: certificate.zone,
             node_id: certificate.node_id,
             not_before: certificate.not_before,
             not_after: certificate.not_after,
+            renew_at: now + half_life(now, certificate.not_after),
             chain_pem: certificate.chain_pem,
             ca_pem: certificate.ca_pem,
             key_pem,
@@ -173,11 +179,6 @@ impl NodeIdentity {
     pub fn channel(&self, address: Option<&str>) -> Result<Channel, NodeError> {
         let config = tls::node_config(&self.ca_pem, &self.chain_pem, &self.key_pem)?;
         Ok(tls::channel(address.unwrap_or(&self.address), config)?)
-    }
-
-    /// When to renew: at half of the certificate's life.
-    pub const fn renew_at(&self) -> i64 {
-        self.not_before + (self.not_after - self.not_before) / 2
     }
 }
 

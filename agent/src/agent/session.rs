@@ -1,6 +1,7 @@
 //! The node's session with control: which workloads live here, and what becomes of them.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use ursa_wire::session::{
 use super::control::Link;
 use super::node::reason;
 use super::retry::Backoff;
+use super::token;
 
 /// Commands from workloads to the session; a workload sends a handful in its life.
 const COMMANDS: usize = 256;
@@ -34,6 +36,15 @@ pub enum Registration {
     Refused(String),
 }
 
+/// What control is shown of a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The Dataplane in its REST form.
+    pub dataplane_json: String,
+    /// The file with its dataplane token, read anew each time, so that a replaced token needs no restart.
+    pub token_file: Option<PathBuf>,
+}
+
 /// The state of the connection to control.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConnectionState {
@@ -47,7 +58,7 @@ pub enum ConnectionState {
 
 #[derive(Debug)]
 enum Command {
-    Register { key: (String, String), json: String, answer: watch::Sender<Registration> },
+    Register { key: (String, String), offer: Offer, answer: watch::Sender<Registration> },
     Deregister { key: (String, String) },
     Status { key: (String, String), json: String },
     Reply { id: u64, json: String },
@@ -98,10 +109,10 @@ impl Session {
 
     /// Registers a Dataplane now and on every reconnect, until it is deregistered or registered differently.
     /// Control's answers go to `answer`.
-    pub async fn register(&self, mesh: &str, name: &str, json: String, answer: watch::Sender<Registration>) {
+    pub async fn register(&self, mesh: &str, name: &str, offer: Offer, answer: watch::Sender<Registration>) {
         let key = (mesh.to_owned(), name.to_owned());
         // It fails only while the agent shuts down; the registration then stays pending.
-        let _ = self.commands.send(Command::Register { key, json, answer }).await;
+        let _ = self.commands.send(Command::Register { key, offer, answer }).await;
     }
 
     /// Withdraws a Dataplane.
@@ -122,7 +133,7 @@ impl Session {
 
 #[derive(Debug)]
 struct Registered {
-    json: String,
+    offer: Offer,
     answer: watch::Sender<Registration>,
     status: Option<String>,
 }
@@ -224,8 +235,9 @@ impl Task {
                 },
                 _ = again.tick() => {
                     // What was refused may be possible now: a mesh that was created, a grant that was extended.
-                    let refused = |entry: &&Registered| matches!(*entry.answer.borrow(), Registration::Refused(_));
-                    backlog.extend(self.entries.values().filter(refused).map(Registered::register));
+                    let refused = |entry: &Registered| matches!(*entry.answer.borrow(), Registration::Refused(_));
+                    let again = self.entries.iter().filter(|(_, entry)| refused(entry));
+                    backlog.extend(again.filter_map(|(key, entry)| entry.register(key)));
                 }
                 changed = self.links.changed() => {
                     if changed.is_err() {
@@ -246,11 +258,11 @@ impl Task {
     /// Keeps what must be repeated on a reconnect; returns what is to be sent now.
     fn remember(&mut self, command: Command) -> Option<NodeEvent> {
         match command {
-            Command::Register { key, json, answer } => {
-                let entry = Registered { json, answer, status: None };
-                let event = entry.register();
+            Command::Register { key, offer, answer } => {
+                let entry = Registered { offer, answer, status: None };
+                let event = entry.register(&key);
                 self.entries.insert(key, entry);
-                Some(event)
+                event
             }
             Command::Deregister { key } => {
                 self.entries.remove(&key)?;
@@ -276,16 +288,10 @@ impl Task {
                 let Some(entry) = self.entries.get(&(refused.mesh.clone(), refused.name.clone())) else {
                     return;
                 };
-                let news = Registration::Refused(refused.reason.clone());
-                entry.answer.send_if_modified(|registration| {
-                    let modified = *registration != news;
-                    if modified {
-                        tracing::error!(mesh = %refused.mesh, dataplane = %refused.name, reason = %refused.reason,
-                            "control refused a Dataplane of this node");
-                        *registration = news;
-                    }
-                    modified
-                });
+                if entry.refuse(&refused.reason) {
+                    tracing::error!(mesh = %refused.mesh, dataplane = %refused.name, reason = %refused.reason,
+                        "control refused a Dataplane of this node");
+                }
             }
             ControlEvent::Request(ControlRequest { id, kind, json }) => {
                 let parameters = serde_json::from_str(&json).unwrap_or_default();
@@ -305,13 +311,35 @@ impl Task {
 }
 
 impl Registered {
-    fn register(&self) -> NodeEvent {
-        NodeEvent::Register(Register { dataplane_json: self.json.clone(), token: String::new() })
+    /// What is to be sent; nothing if the token can't be read, which is then the reason that status shows.
+    fn register(&self, (mesh, name): &(String, String)) -> Option<NodeEvent> {
+        let token = match self.offer.token_file.as_deref().map(token::read) {
+            None => String::new(),
+            Some(Ok(token)) => token,
+            Some(Err(reason)) => {
+                if self.refuse(&reason) {
+                    tracing::error!(%mesh, dataplane = %name, %reason, "a Dataplane can't be registered");
+                }
+                return None;
+            }
+        };
+        Some(NodeEvent::Register(Register { dataplane_json: self.offer.dataplane_json.clone(), token }))
+    }
+
+    /// Remembers a refusal; whether it is news.
+    fn refuse(&self, reason: &str) -> bool {
+        self.answer.send_if_modified(|registration| {
+            let news = Registration::Refused(reason.to_owned());
+            let modified = *registration != news;
+            *registration = news;
+            modified
+        })
     }
 
     /// Everything that a new session must hear.
-    fn events(&self, (mesh, name): &(String, String)) -> Vec<NodeEvent> {
-        let mut events = vec![self.register()];
+    fn events(&self, key: &(String, String)) -> Vec<NodeEvent> {
+        let (mesh, name) = key;
+        let mut events: Vec<NodeEvent> = self.register(key).into_iter().collect();
         events.extend(
             self.status
                 .clone()

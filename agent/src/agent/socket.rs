@@ -22,6 +22,7 @@ use super::session::{ConnectionState, Session};
 use super::status::AgentStatus;
 use super::supervisor::Supervisor;
 use super::workload::{Origin, WorkloadSpec};
+use crate::shim::peer;
 
 /// No request is longer; a Dataplane with all its labels fits well.
 const LINE: u64 = 1 << 20;
@@ -234,6 +235,9 @@ impl AgentSocket {
                     continue;
                 }
             };
+            if !is_root(&stream) {
+                continue;
+            }
             let Ok(permit) = Arc::clone(&callers).try_acquire_owned() else { continue };
             let parts = Arc::clone(&self.parts);
             tasks.spawn(async move {
@@ -244,6 +248,21 @@ impl AgentSocket {
             });
         }
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The socket's mode says so already; but whoever may add a workload here obtains its identity, so it is asked twice.
+fn is_root(stream: &UnixStream) -> bool {
+    match peer::uid(stream) {
+        Ok(0) => true,
+        Ok(uid) => {
+            tracing::warn!(uid, "refused a client of agent.sock that isn't root");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%error, "refused a client of agent.sock whose process cannot be told");
+            false
+        }
     }
 }
 

@@ -250,13 +250,14 @@ fn describe(leaf: &Leaf, now: i64) -> String {
     let (id, age) = (&leaf.spiffe_id, span(now - leaf.issued_at));
     if leaf.not_after <= now {
         let ago = span(now - leaf.not_after);
-        return format!("{id}, issued {age} ago, EXPIRED {ago} ago: connections are refused");
+        return format!("{id}, issued {age} ago, EXPIRED {ago} ago: new connections are refused");
     }
     let left = span(leaf.not_after - now);
-    let renews = if leaf.renew_at > now {
-        format!("renews in {}", span(leaf.renew_at - now))
+    let renews = if leaf.is_overdue(now) {
+        let due = span(now - leaf.renew_at.max(leaf.issued_at));
+        format!("renewal due for {due}; new connections are refused after that")
     } else {
-        format!("renewal due for {}", span(now - leaf.renew_at.max(leaf.issued_at)))
+        format!("renews in {}", span(leaf.renew_at - now))
     };
     format!("{id}, issued {age} ago, valid for {left} more, {renews}")
 }
@@ -291,7 +292,7 @@ mod tests {
         };
         let at = |now| describe(&leaf, now);
         assert_eq!(at(1007), "spiffe://m/workload/web, issued 7 s ago, valid for 47 h more, renews in 23 h");
-        assert!(at(1000 + 30 * HOUR).ends_with("valid for 18 h more, renewal due for 6 h"));
+        assert!(at(1000 + 30 * HOUR).contains("valid for 18 h more, renewal due for 6 h; new connections"));
         assert!(at(1000 + 50 * HOUR).contains("EXPIRED 2 h ago"));
     }
 }

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use ursa_agent::agent::config::AgentConfig;
+use ursa_agent::agent::metrics;
 use ursa_agent::agent::node::NodeIdentity;
 use ursa_agent::agent::socket::{Request, ask};
 use ursa_agent::agent::status::AgentStatus;
@@ -47,6 +48,9 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Print metrics in Prometheus's text format, as for node_exporter's textfile collector
+        #[arg(long, conflicts_with = "json")]
+        metrics: bool,
     },
     /// Print a shell's completion script.
     Completion {
@@ -94,7 +98,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             runtime.block_on(ursa_agent::agent::run(config))
         }
         Command::Join { ticket, name } => runtime.block_on(join(&config, ticket, name)),
-        Command::Status { json } => runtime.block_on(status(&config, json)),
+        Command::Status { json, metrics } => runtime.block_on(status(&config, json, metrics)),
         Command::Completion { .. } | Command::Man => Ok(()),
     }
 }
@@ -128,15 +132,15 @@ async fn join(config: &AgentConfig, ticket: String, name: Option<String>) -> any
     Ok(())
 }
 
-async fn status(config: &AgentConfig, json: bool) -> anyhow::Result<()> {
+async fn status(config: &AgentConfig, json: bool, metrics: bool) -> anyhow::Result<()> {
     let reply = ask(&config.socket(), &Request::Status).await.map_err(anyhow::Error::msg)?;
     let status = reply.get("status").cloned().unwrap_or_default();
     let text = if json {
         serde_json::to_string_pretty(&status)? + "\n"
     } else {
-        serde_json::from_value::<AgentStatus>(status)
-            .context("the running agent is of another version; use --json")?
-            .to_text()
+        let status = serde_json::from_value::<AgentStatus>(status)
+            .context("the running agent is of another version; use --json")?;
+        if metrics { metrics::render(&status) } else { status.to_text() }
     };
     io::stdout().write_all(text.as_bytes())?;
     Ok(())

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -14,6 +15,7 @@ use ursa_wire::discovery::{
 };
 
 use super::{Cache, Downstream, LastGood, LastGoodError, Request, Response};
+use crate::shim::peer;
 
 /// At most one response per type is on its way, so this never fills unless Envoy stops reading.
 const QUEUE: usize = 8;
@@ -32,18 +34,41 @@ pub enum ServeError {
     Interrupted,
 }
 
-/// Serves `cache` to every Envoy that connects, until `stop`; then all streams end and Envoy keeps what it has.
+/// Serves `cache` to every Envoy of this user that connects, until `stop`; then all streams end and Envoy keeps what
+/// it has. The socket's directory is closed to other users already; but this socket gives out a private key, so whoever
+/// came in by another way is asked too.
 pub async fn serve(
     listener: UnixListener,
     cache: Arc<Cache>,
+    user: u32,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
     let service = AggregatedDiscoveryServer::new(Arc::new(Relay { cache, stop: stop.clone() }));
+    let incoming = UnixListenerStream::new(listener)
+        .filter(move |accepted| accepted.as_ref().map_or(true, |stream| is_envoy(stream, user)));
     tonic::transport::Server::builder()
         .add_service(service)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
         .map_err(ServeError::Accept)
+}
+
+fn is_envoy(stream: &UnixStream, user: u32) -> bool {
+    match peer::uid(stream) {
+        Ok(uid) if uid == user => true,
+        Ok(uid) => {
+            tracing::warn!(
+                uid,
+                expected = user,
+                "refused a client of xds.sock that isn't this workload's Envoy"
+            );
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%error, "refused a client of xds.sock whose process cannot be told");
+            false
+        }
+    }
 }
 
 /// Serves the last-good configuration in `dir` (a workload's directory below the agent's state directory), read
@@ -56,7 +81,7 @@ pub async fn serve_last_good(
     let cache = Arc::new(Cache::new());
     let into = Arc::clone(&cache);
     tokio::task::spawn_blocking(move || load(&dir, &into)).await.map_err(|_| ServeError::Interrupted)??;
-    serve(listener, cache, stop).await
+    serve(listener, cache, nix::unistd::geteuid().as_raw(), stop).await
 }
 
 /// Fills `cache` with what is on disk for a workload: configuration in `xds`, its own leaf in `identity`.

@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 
 /// The peer's user: as it was when it connected and, where the kernel can tell (6.5), as it still is. A process that
 /// connected as root and then dropped its rights must not keep root's word.
-pub(super) fn uid(stream: &UnixStream) -> io::Result<u32> {
+pub(crate) fn uid(stream: &UnixStream) -> io::Result<u32> {
     let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
     let pidfd = match getsockopt(stream, sockopt::PeerPidfd) {
         Ok(pidfd) => pidfd,

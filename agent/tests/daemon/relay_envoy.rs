@@ -206,7 +206,7 @@ async fn envoy_follows_refuses_and_outlives() {
     }
     let socket = listen(dir.path());
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(serve(attach(&socket), Arc::clone(&cache), stop.clone()));
+    let serving = tokio::spawn(serve(attach(&socket), Arc::clone(&cache), own_uid(), stop.clone()));
     let envoy = start(&binary, dir.path());
     until("the listener serves", async || says(front).await.as_deref() == Some("old")).await;
 
@@ -253,7 +253,7 @@ async fn envoy_follows_refuses_and_outlives() {
     let cache = Arc::new(Cache::new());
     cache.load(LastGood::new(state.join("xds")).load().unwrap());
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(serve(attach(&socket), Arc::clone(&cache), stop.clone()));
+    let serving = tokio::spawn(serve(attach(&socket), Arc::clone(&cache), own_uid(), stop.clone()));
     cache.begin_sync();
     cache.update(Kind::Listener, Vec::new(), vec!["other".to_owned()]);
     assert_eq!(says(other).await.as_deref(), Some("new"), "not before control has told everything");
@@ -264,4 +264,8 @@ async fn envoy_follows_refuses_and_outlives() {
     assert_eq!(says(front).await.as_deref(), Some("new"));
     stop.cancel();
     serving.await.unwrap().unwrap();
+}
+
+fn own_uid() -> u32 {
+    nix::unistd::geteuid().as_raw()
 }

@@ -226,7 +226,7 @@ sections! {
 
     /// How a dataplane proves itself beside its node's certificate.
     pub struct DpProxyAuthn {
-        /// Empty: the node's grant, or a dataplane token.
+        /// Empty: the node's grant, or a dataplane token. `dpToken`: a dataplane token, whatever was granted.
         pub r#type: String = String::new(),
         /// Dataplane tokens.
         pub dp_token: DpToken = DpToken::default(),
@@ -367,6 +367,11 @@ impl Config {
         }
     }
 
+    /// Whether a node's grant isn't enough to register a dataplane.
+    pub fn token_required(&self) -> bool {
+        self.dp_server.authn.dp_proxy.r#type == DP_TOKEN
+    }
+
     /// Where the store lies.
     pub fn store_options(&self) -> crate::store::StoreOptions {
         let mut options = crate::store::StoreOptions::in_dir(&self.general.work_dir);
@@ -405,6 +410,15 @@ impl Config {
                 ),
             );
         }
+        let proxies = self.dp_server.authn.dp_proxy.r#type.as_str();
+        if !matches!(proxies, "" | DP_TOKEN) {
+            return wrong(
+                "dpServer.authn.dpProxy.type",
+                format!(
+                    "{proxies:?} isn't known; leave it empty (the node's grant, or a dataplane token, decides) or use {DP_TOKEN:?} (a token is required). There is no way without proof"
+                ),
+            );
+        }
         let zone = &self.multizone.zone.name;
         if self.mode == Mode::Zone && !is_label(zone) {
             return wrong(
@@ -428,6 +442,9 @@ impl Config {
         Ok(())
     }
 }
+
+/// The kind of authentication in which every dataplane shows a token.
+const DP_TOKEN: &str = "dpToken";
 
 fn is_label(name: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';

@@ -73,6 +73,15 @@ fn lists_come_from_commas() {
 }
 
 #[test]
+fn dataplanes_prove_themselves_by_one_of_the_known_ways() {
+    let of = |kind: &str| load(None, vars(&[("URSA_DP_SERVER_AUTHN_DP_PROXY_TYPE", kind)]), &[]);
+    assert!(of("dpToken").unwrap().token_required());
+    assert!(!load(None, [], &[]).unwrap().token_required());
+    let error = of("none").unwrap_err().to_string();
+    assert!(error.contains("dpServer.authn.dpProxy.type") && error.contains("dpToken"), "{error}");
+}
+
+#[test]
 fn standalone_is_zone() {
     let file = file("mode: standalone\n");
     assert_eq!(load(Some(file.path()), [], &[]).unwrap().mode, Mode::Zone);

@@ -15,6 +15,7 @@ use super::mesh_ca::{self, MeshAuthorities};
 use super::nodes::NodeRecord;
 use super::{IdentityError, naming};
 use crate::session::{Insights, Registry};
+use crate::tokens::Tokens;
 use crate::world::World;
 
 /// How long a leaf lives unless its identity says otherwise: a day without control is survived from any
@@ -28,6 +29,9 @@ pub struct WorkloadIssuer {
     registry: Arc<Registry>,
     authorities: Arc<MeshAuthorities>,
     insights: Insights,
+    tokens: Tokens,
+    /// Whether a node's grant isn't enough.
+    token_required: bool,
     zone: String,
 }
 
@@ -38,9 +42,11 @@ impl WorkloadIssuer {
         registry: Arc<Registry>,
         authorities: Arc<MeshAuthorities>,
         insights: Insights,
+        tokens: Tokens,
+        token_required: bool,
         zone: &str,
     ) -> Self {
-        Self { world, registry, authorities, insights, zone: zone.to_owned() }
+        Self { world, registry, authorities, insights, tokens, token_required, zone: zone.to_owned() }
     }
 
     /// Issues a certificate for one of the node's own Dataplanes.
@@ -51,7 +57,7 @@ impl WorkloadIssuer {
         name: &str,
         csr: &[u8],
     ) -> Result<IssuedIdentity, IdentityError> {
-        let dataplane = self.dataplane_of(node, mesh, name)?;
+        let dataplane = self.dataplane_of(node, mesh, name).await?;
         let key = ProvenKey::from_csr(csr)?;
         let identity = self.world.read(|index| naming::select(index, &dataplane)).ok_or_else(|| {
             IdentityError::refused(
@@ -100,8 +106,8 @@ impl WorkloadIssuer {
         })
     }
 
-    /// The Dataplane, if this node registered it and its grant (still) covers the workload.
-    fn dataplane_of(
+    /// The Dataplane, if this node registered it and its grant, or its token, (still) covers the workload.
+    async fn dataplane_of(
         &self,
         node: &NodeRecord,
         mesh: &str,
@@ -121,14 +127,26 @@ impl WorkloadIssuer {
         })?;
         // The registration was checked, but somebody may have relabelled the Dataplane since.
         let workload = dataplane.meta.label(labels::WORKLOAD);
-        if !node.grant.covers(mesh, workload) && !self.registry.vouched_by_token(mesh, name, workload) {
-            return Err(IdentityError::refused(
-                Code::PermissionDenied,
-                format!(
-                    "workload {:?} is not granted to this node, which was granted {}; make a ticket for it (`ursa ticket create --mesh {mesh} --workload …`) and join again",
-                    workload.unwrap_or("(none)"),
-                    super::describe_grant(&node.grant),
-                ),
+        let refused = |reason| Err(IdentityError::refused(Code::PermissionDenied, reason));
+        if node.grant.covers(mesh, workload) && !self.token_required {
+            return Ok(dataplane);
+        }
+        let Some(token) = self.registry.vouched_by_token(mesh, name, workload) else {
+            return refused(format!(
+                "workload {:?} is neither granted to this node, which was granted {}, nor vouched for by a dataplane token; make a ticket for it (`ursa ticket create --mesh {mesh} --workload …`) and join again, or show a token",
+                workload.unwrap_or("(none)"),
+                super::describe_grant(&node.grant),
+            ));
+        };
+        let revoked = self.tokens.was_revoked(mesh, &token).await.map_err(|error| {
+            IdentityError::refused(
+                Code::Unavailable,
+                format!("the dataplane token can't be checked: {error}"),
+            )
+        })?;
+        if revoked {
+            return refused(format!(
+                "the dataplane token {token:?} that vouched for {name:?} in mesh {mesh:?} is revoked; put a new one into the workload's `dataplaneTokenFile` and restart the agent"
             ));
         }
         Ok(dataplane)

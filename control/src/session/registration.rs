@@ -8,7 +8,7 @@ use ursa_model::types::mesh::Mesh;
 use ursa_model::{Resource, ResourceKey, ResourceSpec as _, labels};
 use ursa_wire::session::{Refused, Register};
 
-use super::{Open, Sessions};
+use super::{Open, Sessions, Vouched};
 use crate::store::StoreError;
 
 /// How long an answer waits for the world to see the Dataplane.
@@ -51,11 +51,11 @@ impl Open {
                 format!("there is no mesh {mesh:?}; create it with `ursa apply`"),
             ));
         }
-        let token_workload = self.authorise(&resource, &register.token).await?;
+        let vouched = self.authorise(&resource, &register.token).await?;
         let proxy = ProxyKey { mesh: mesh.clone(), name: name.clone() };
         self.shared
             .registry
-            .claim(&proxy, &self.node.id, self.number, token_workload)
+            .claim(&proxy, &self.node.id, self.number, vouched)
             .map_err(|owner| {
                 refuse(
                     &mesh,
@@ -85,29 +85,47 @@ impl Open {
         Ok(proxy)
     }
 
-    /// The node's grant, or a token, must cover the workload; what stands in the way of a name that exists
-    /// already must be covered too, or a node could push another's Dataplane aside.
-    async fn authorise(&self, resource: &Resource, token: &str) -> Result<Option<String>, Refused> {
+    /// The node's grant, or a token, must cover the workload; a token that is shown must be right in any case, so
+    /// that a wrong one is noticed while it does no harm. What stands in the way of a name that exists already must
+    /// be covered too, or a node could push another's Dataplane aside.
+    async fn authorise(&self, resource: &Resource, token: &str) -> Result<Option<Vouched>, Refused> {
         let (mesh, name) = (&resource.meta.mesh, &resource.meta.name);
         let workload = resource.meta.label(labels::WORKLOAD);
         let grant = &self.node.grant;
-        let mut vouched = None;
-        if !grant.covers(mesh, workload) {
-            let missing = format!(
-                "workload {:?} in mesh {mesh:?} is not granted to this node, which was granted {}; join with a ticket for it (`ursa ticket create --mesh {mesh} --workload …`)",
-                workload.unwrap_or("(label kuma.io/workload is missing)"),
-                crate::identity::describe_grant(grant),
-            );
-            if token.is_empty() {
-                return Err(refuse(mesh, name, true, missing));
+        let new_token = format!(
+            "make one with `ursa generate dataplane-token --mesh {mesh} --workload {} --valid-for 720h` and put it into the workload's `dataplaneTokenFile`",
+            workload.unwrap_or("…"),
+        );
+        let vouched = if token.is_empty() {
+            if self.shared.token_required {
+                return Err(refuse(
+                    mesh,
+                    name,
+                    true,
+                    format!(
+                        "this control plane requires a dataplane token (dpServer.authn.dpProxy.type) and none was shown; {new_token}"
+                    ),
+                ));
             }
-            self.shared
-                .tokens
-                .vouch_for(token, resource)
-                .await
-                .map_err(|why| refuse(mesh, name, true, format!("{missing}; its token is refused: {why}")))?;
-            vouched = workload.map(str::to_owned);
-        }
+            if !grant.covers(mesh, workload) {
+                return Err(refuse(
+                    mesh,
+                    name,
+                    true,
+                    format!(
+                        "workload {:?} in mesh {mesh:?} is not granted to this node, which was granted {}; join with a ticket for it (`ursa ticket create --mesh {mesh} --workload …`), or show a dataplane token",
+                        workload.unwrap_or("(label kuma.io/workload is missing)"),
+                        crate::identity::describe_grant(grant),
+                    ),
+                ));
+            }
+            None
+        } else {
+            let id = self.shared.tokens.vouch_for(token, resource).await.map_err(|why| {
+                refuse(mesh, name, true, format!("the dataplane token is refused: {why}; {new_token}"))
+            })?;
+            Some(Vouched { workload: workload.map(str::to_owned), token: id })
+        };
         let key = ResourceKey::new(Dataplane::DESCRIPTOR, mesh, name);
         if let Some(existing) = self.shared.world.get(&key) {
             let theirs = existing.meta.label(labels::WORKLOAD);

@@ -17,8 +17,17 @@ struct Owner {
     session: u64,
     /// The session has ended, and the grace time runs.
     away: bool,
-    /// The workload that a token, not the node's grant, vouched for.
-    token_workload: Option<String>,
+    /// What a token vouched for.
+    vouched: Option<Vouched>,
+}
+
+/// A dataplane token's word for a Dataplane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vouched {
+    /// The workload that the Dataplane had then; one that was relabelled since is another.
+    pub workload: Option<String>,
+    /// The token's id, by which it may have been revoked since.
+    pub token: String,
 }
 
 impl Registry {
@@ -33,11 +42,12 @@ impl Registry {
         self.lock().contains_key(proxy)
     }
 
-    /// Whether a token vouched for exactly this workload.
-    pub fn vouched_by_token(&self, mesh: &str, name: &str, workload: Option<&str>) -> bool {
+    /// The token that vouched for a Dataplane with exactly this workload; its id.
+    pub fn vouched_by_token(&self, mesh: &str, name: &str, workload: Option<&str>) -> Option<String> {
         let key = ProxyKey { mesh: mesh.to_owned(), name: name.to_owned() };
-        workload.is_some()
-            && self.lock().get(&key).is_some_and(|owner| owner.token_workload.as_deref() == workload)
+        let owners = self.lock();
+        let vouched = owners.get(&key)?.vouched.as_ref()?;
+        (vouched.workload.as_deref() == workload).then(|| vouched.token.clone())
     }
 
     /// Takes a Dataplane for a session. Fails with the owner's node id if another live node has it.
@@ -46,7 +56,7 @@ impl Registry {
         proxy: &ProxyKey,
         node: &str,
         session: u64,
-        token_workload: Option<String>,
+        vouched: Option<Vouched>,
     ) -> Result<(), String> {
         let mut owners = self.lock();
         if let Some(owner) = owners.get(proxy)
@@ -55,7 +65,7 @@ impl Registry {
         {
             return Err(owner.node.clone());
         }
-        owners.insert(proxy.clone(), Owner { node: node.to_owned(), session, away: false, token_workload });
+        owners.insert(proxy.clone(), Owner { node: node.to_owned(), session, away: false, vouched });
         Ok(())
     }
 
@@ -125,6 +135,18 @@ mod tests {
         assert_eq!(registry.leave(2), 1);
         assert_eq!(registry.expire(2), [proxy()]);
         assert!(!registry.is_registered(&proxy()));
+    }
+
+    #[test]
+    fn a_token_vouches_for_the_workload_that_it_saw() {
+        let registry = Registry::default();
+        let vouched = Vouched { workload: Some("web".into()), token: "id".into() };
+        assert_eq!(registry.claim(&proxy(), "a", 1, Some(vouched)), Ok(()));
+        assert_eq!(registry.vouched_by_token("default", "web-1", Some("web")).as_deref(), Some("id"));
+        assert_eq!(registry.vouched_by_token("default", "web-1", Some("admin")), None);
+        assert_eq!(registry.vouched_by_token("default", "web-1", None), None);
+        assert_eq!(registry.claim(&proxy(), "a", 2, None), Ok(()));
+        assert_eq!(registry.vouched_by_token("default", "web-1", Some("web")), None);
     }
 
     #[test]

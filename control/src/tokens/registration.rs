@@ -3,17 +3,23 @@
 use serde_json::Value;
 use ursa_model::Resource;
 
-use super::Tokens;
+use super::{TokenError, TokenKind, Tokens};
 
 impl Tokens {
-    /// Whether a token vouches for a Dataplane; the error says what is wrong with it.
-    pub async fn vouch_for(&self, token: &str, dataplane: &Resource) -> Result<(), String> {
+    /// Whether a token vouches for a Dataplane; its id. The error says what is wrong with it.
+    pub async fn vouch_for(&self, token: &str, dataplane: &Resource) -> Result<String, String> {
         let meta = &dataplane.meta;
         let claims = self.verify_dataplane(&meta.mesh, token).await.map_err(|error| error.to_string())?;
         let identities =
             self.store.list("MeshIdentity", Some(&meta.mesh)).await.map_err(|error| error.to_string())?;
         let by_workload = identities.iter().any(|identity| path_from_workload(identity));
-        claims.check(&meta.mesh, &meta.name, &meta.labels, by_workload)
+        claims.check(&meta.mesh, &meta.name, &meta.labels, by_workload)?;
+        Ok(claims.registered.jti)
+    }
+
+    /// Whether a dataplane token that vouched once was revoked since.
+    pub async fn was_revoked(&self, mesh: &str, id: &str) -> Result<bool, TokenError> {
+        self.is_revoked(&TokenKind::Dataplane { mesh: mesh.to_owned() }, id).await
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use crate::support::{Key, Node, Plane, dataplane, join};
 use tonic::Code;
 use ursa_control::identity::ca;
+use ursa_control::tokens::{DataplaneClaims, TokenKind};
 use ursa_wire::session::ControlEvent;
 use ursa_wire::{tls, type_url};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -154,4 +155,38 @@ async fn a_node_renews_itself_and_nobody_else() {
         Node { channel, certificate: renewed.clone(), key: Key::new(), address: node.address.clone() };
     assert_eq!(anonymous.renew(node.key.csr()).await.unwrap().node_id, renewed.node_id);
     assert_eq!(anonymous.renew(Key::new().csr()).await.unwrap_err().code(), Code::PermissionDenied);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_vouches_until_it_is_revoked() {
+    let plane = Plane::start().await;
+    let tokens = &plane.control.tokens;
+    tokens.ensure_signing_key(&TokenKind::Dataplane { mesh: "default".into() }).await.unwrap();
+    let claims =
+        DataplaneClaims { mesh: "default".into(), workload: "api".into(), ..DataplaneClaims::default() };
+    let token = tokens.dataplane_token(claims, time::Duration::hours(1)).await.unwrap();
+    let node = plane.node(&["web"]).await;
+    let mut session = node.session().await;
+
+    // Wrong for this workload, though the ticket would do without it.
+    let event = session.register_with(dataplane("web-1", "web", "10.0.0.1"), &token).await;
+    let ControlEvent::Refused(refused) = event else { panic!("{event:?}") };
+    assert!(refused.reason.contains("not allowed with this token"), "{}", refused.reason);
+
+    let event = session.register_with(dataplane("api-1", "api", "10.0.0.3"), &token).await;
+    assert!(matches!(event, ControlEvent::Registered(_)), "{event:?}");
+    let csr = Key::new().csr();
+    let issued = plane.until("an identity", || async { node.issue("api-1", csr.clone()).await.ok() }).await;
+    assert_eq!(issued.spiffe_id, "spiffe://default.default.mesh.local/workload/api");
+
+    let jti = tokens.verify_dataplane("default", &token).await.unwrap().registered.jti;
+    let list = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &jti);
+    plane
+        .apply(serde_json::json!({
+            "type": "Secret", "mesh": "default", "name": "dataplane-token-revocations-default", "data": list,
+        }))
+        .await;
+    let refused = node.issue("api-1", csr).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("is revoked"), "{refused}");
 }

@@ -241,7 +241,12 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) async fn register(&mut self, dataplane: Value) -> ControlEvent {
-        let register = Register { dataplane_json: dataplane.to_string(), token: String::new() };
+        self.register_with(dataplane, "").await
+    }
+
+    /// Registers with a dataplane token.
+    pub(crate) async fn register_with(&mut self, dataplane: Value, token: &str) -> ControlEvent {
+        let register = Register { dataplane_json: dataplane.to_string(), token: token.to_owned() };
         self.sender.send(NodeEvent::Register(register).into()).await.unwrap();
         self.next().await
     }

@@ -18,7 +18,7 @@ use crate::agent::control::{Link, chain};
 use crate::agent::identity::{IdentityKeeper, IdentityState};
 use crate::agent::node::reason;
 use crate::agent::retry::Backoff;
-use crate::agent::session::{ConnectionState, Registration, Session};
+use crate::agent::session::{ConnectionState, Offer, Registration, Session};
 use crate::agent::status::{EnvoyReport, Phase, WorkloadStatus};
 use crate::launcher::{Launcher, Origin as ShimOrigin, ShimSpec, ShimState};
 use crate::relay::{self, Cache, Kind, LastGood, Reader, Source, Upstream, UpstreamState, write_atomic};
@@ -297,9 +297,12 @@ impl Life {
     }
 
     async fn register(&self) {
-        let json = self.spec.dataplane.to_string();
+        let offer = Offer {
+            dataplane_json: self.spec.dataplane.to_string(),
+            token_file: self.spec.dataplane_token_file.clone(),
+        };
         let answer = self.registration.clone();
-        self.shared.session.register(&self.spec.mesh, &self.spec.name, json, answer).await;
+        self.shared.session.register(&self.spec.mesh, &self.spec.name, offer, answer).await;
     }
 
     /// Follows a changed description without touching the shim.
@@ -310,7 +313,9 @@ impl Life {
         if former.redirect != self.spec.redirect {
             self.close().await;
         }
-        if former.dataplane != self.spec.dataplane {
+        if (&former.dataplane, &former.dataplane_token_file)
+            != (&self.spec.dataplane, &self.spec.dataplane_token_file)
+        {
             self.register().await;
         }
     }
@@ -384,7 +389,7 @@ impl Life {
             .map_err(|error| format!("can't use the xDS socket: {error}"))?;
         let stop = CancellationToken::new();
         let mut serving = JoinSet::new();
-        serving.spawn(relay::serve(listener, Arc::clone(&self.cache), stop.clone()));
+        serving.spawn(relay::serve(listener, Arc::clone(&self.cache), self.spec.uid, stop.clone()));
         Ok(Attachment { envoy: client.envoy(), client, serving, _stop: stop.drop_guard() })
     }
 
@@ -482,7 +487,7 @@ impl Life {
             return Some(reason);
         }
         if let Registration::Refused(why) = &*self.registration.borrow() {
-            return Some(format!("control refused the Dataplane: {why}"));
+            return Some(format!("the Dataplane is refused: {why}"));
         }
         if let Some(envoy) = &self.facts.envoy
             && matches!(envoy.state, EnvoyState::Backoff | EnvoyState::Dead)

@@ -73,6 +73,7 @@ struct Local {
     redirect: Option<RedirectIntent>,
     concurrency: Option<u32>,
     resolv_conf: Option<PathBuf>,
+    dataplane_token_file: Option<PathBuf>,
 }
 
 /// A workload. Two equal ones need nothing done.
@@ -99,6 +100,9 @@ pub struct WorkloadSpec {
     pub resolv_conf: PathBuf,
     /// The redirect; absent when something else (`ursa-init`, the CNI plugin) puts it in place.
     pub redirect: Option<RedirectIntent>,
+    /// The file with its dataplane token; absent when the node's grant is all that vouches for it.
+    #[serde(default)]
+    pub dataplane_token_file: Option<PathBuf>,
 }
 
 impl WorkloadSpec {
@@ -159,6 +163,7 @@ impl WorkloadSpec {
             concurrency: local.concurrency.unwrap_or(config.concurrency).max(1),
             resolv_conf: local.resolv_conf.unwrap_or_else(|| config.resolv_conf.clone()),
             redirect,
+            dataplane_token_file: local.dataplane_token_file.or_else(|| config.dataplane_token_file.clone()),
         })
     }
 
