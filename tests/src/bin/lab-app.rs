@@ -27,19 +27,50 @@ enum Verb {
         #[arg(long)]
         interval_ms: u64,
     },
+    /// Connects to a Unix socket as some user, sends one line, and prints what came of it.
+    Connect {
+        #[arg(long)]
+        uid: u32,
+        #[arg(long)]
+        path: std::path::PathBuf,
+    },
 }
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 fn main() -> anyhow::Result<()> {
+    let verb = Verb::parse();
     // An ordinary program isn't root. Group and user, in that order.
+    let uid = if let Verb::Connect { uid, .. } = &verb { *uid } else { 65534 };
     nix::unistd::setgroups(&[])?;
-    nix::unistd::setgid(65534.into())?;
-    nix::unistd::setuid(65534.into())?;
-    match Verb::parse() {
+    nix::unistd::setgid(uid.into())?;
+    nix::unistd::setuid(uid.into())?;
+    match verb {
         Verb::Serve { name, port } => serve(&name, port),
         Verb::Client => client(),
         Verb::Load { url, interval_ms } => load(&url, Duration::from_millis(interval_ms)),
+        Verb::Connect { path, .. } => {
+            println!("{}", intrude(&path).unwrap_or_else(|error| format!("refused: {error}")));
+            Ok(())
+        }
+    }
+}
+
+/// What a socket gives to whoever asks, up to its first answer: `refused: …`, `closed`, or the bytes as text.
+fn intrude(path: &std::path::Path) -> std::io::Result<String> {
+    use std::io::Read as _;
+    let mut stream = std::os::unix::net::UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    // A line for our own sockets, and HTTP/2's first bytes (with an empty SETTINGS frame) for gRPC.
+    let greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\n";
+    // Whoever is turned away may find the socket closed already.
+    let _ = stream.write_all(greeting);
+    let mut answer = [0; 4096];
+    match stream.read(&mut answer) {
+        Ok(0) => Ok("closed".to_owned()),
+        Ok(length) => Ok(format!("answered: {}", String::from_utf8_lossy(&answer[..length]).trim_end())),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok("closed".to_owned()),
+        Err(error) => Err(error),
     }
 }
 

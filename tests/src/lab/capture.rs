@@ -132,6 +132,16 @@ impl Packets {
         self.packets.iter().filter(|(_, packet)| goes(packet)).count()
     }
 
+    /// How many IPv6 packets go to an address of this network, whose prefix has whole bytes.
+    pub fn to_network6(&self, network: std::net::Ipv6Addr, bits: usize) -> usize {
+        let prefix = &network.octets()[..bits / 8];
+        let goes = |packet: &[u8]| {
+            // Ethernet, then IPv6 with its destination at byte 24.
+            packet.len() > 54 && packet[12..14] == [0x86, 0xdd] && packet[38..54].starts_with(prefix)
+        };
+        self.packets.iter().filter(|(_, packet)| goes(packet)).count()
+    }
+
     /// Writes a file that Wireshark reads.
     pub fn save(&self, path: &Path) -> anyhow::Result<()> {
         let mut file = std::io::BufWriter::new(

@@ -126,6 +126,23 @@ impl Daemon {
         self.detached = true;
     }
 
+    /// Waits until a line of its log holds all of these texts, and returns that line.
+    pub fn wait_said(&self, texts: &[&str], deadline: Duration) -> anyhow::Result<String> {
+        let what = format!("a line with {texts:?} in {}'s log", self.name);
+        let (line, _) = wait::until(&what, deadline, || {
+            let log = std::fs::read_to_string(&self.log).map_err(|error| error.to_string())?;
+            let found = log.lines().find(|line| texts.iter().all(|text| line.contains(text)));
+            found.map(str::to_owned).ok_or_else(|| self.last_words())
+        })?;
+        Ok(line)
+    }
+
+    /// How many lines of its log hold this text.
+    pub fn times_said(&self, text: &str) -> usize {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines().filter(|line| line.contains(text)).count()
+    }
+
     /// Where its log is.
     pub fn log(&self) -> &std::path::Path {
         &self.log

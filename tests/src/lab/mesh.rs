@@ -33,11 +33,16 @@ pub struct Control {
 impl Control {
     /// Starts it on a host of its own and waits until it serves.
     pub fn start(lab: &mut Lab) -> anyhow::Result<Self> {
+        Self::start_with(lab, |_| {})
+    }
+
+    /// As [`Control::start`], with changes to its configuration.
+    pub fn start_with(lab: &mut Lab, edit: impl FnOnce(&mut Value)) -> anyhow::Result<Self> {
         let host = lab.net.host("control")?;
         let dir = lab.dir().join("control");
         super::create_open(&dir)?;
         let socket = dir.join("control.sock");
-        let config = json!({
+        let mut config = json!({
             "mode": "zone",
             "general": {"workDir": dir},
             "store": {"type": "embedded", "embedded": {"path": dir.join("store.db")}},
@@ -45,6 +50,7 @@ impl Control {
             "dpServer": {"interface": "0.0.0.0", "port": 5678, "publicAddress": format!("{}:5678", host.v4)},
             "multizone": {"zone": {"name": ZONE}},
         });
+        edit(&mut config);
         let file = lab.dir().join("control.yaml");
         std::fs::write(&file, serde_json::to_string_pretty(&config)?)?;
         let args = vec!["run".into(), "--config".into(), file.display().to_string()];
@@ -192,9 +198,19 @@ impl Node {
 
     /// Puts a workload on this node: `host` gets an Envoy of its own and its traffic is redirected.
     pub fn add(&mut self, name: &str, host: &Host) -> anyhow::Result<Workload> {
+        self.add_with(name, host, |_| {})
+    }
+
+    /// As [`Node::add`], with changes to its file.
+    pub fn add_with(
+        &mut self,
+        name: &str,
+        host: &Host,
+        edit: impl FnOnce(&mut Value),
+    ) -> anyhow::Result<Workload> {
         let uid = PROXY_UID + self.proxies;
         self.proxies += 1;
-        let file = json!({
+        let mut file = json!({
             "type": "Dataplane",
             "mesh": "default",
             "name": name,
@@ -210,6 +226,7 @@ impl Node {
                 "resolvConf": format!("/etc/netns/{}/resolv.conf", host.netns),
             },
         });
+        edit(&mut file);
         // Written aside and renamed, as any careful operator's tool does.
         let aside = self.dir.join(format!("{name}.new"));
         std::fs::write(&aside, serde_json::to_string_pretty(&file)?)?;
@@ -225,9 +242,53 @@ impl Node {
 
     /// What the agent says of itself and its workloads.
     pub fn status(&self) -> anyhow::Result<Value> {
-        let text =
-            run(Command::new(&self.program).args(["status", "--json", "--config"]).arg(&self.config), "")?;
+        let text = self.ask(&["status", "--json"])?;
         serde_json::from_str(&text).with_context(|| format!("the agent's status is not JSON: {text}"))
+    }
+
+    /// What `ursa-agent status` prints for people.
+    pub fn status_text(&self) -> anyhow::Result<String> {
+        self.ask(&["status"])
+    }
+
+    /// What `ursa-agent status --metrics` prints.
+    pub fn metrics(&self) -> anyhow::Result<String> {
+        self.ask(&["status", "--metrics"])
+    }
+
+    fn ask(&self, args: &[&str]) -> anyhow::Result<String> {
+        run(Command::new(&self.program).args(args).arg("--config").arg(&self.config), "")
+    }
+
+    /// Waits until the status of a workload is as wanted, and returns it.
+    pub fn wait_status(
+        &self,
+        name: &str,
+        what: &str,
+        deadline: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<Value> {
+        let what = format!("{name} on {} {what}", self.name);
+        let (status, _) = wait::until(&what, deadline, || {
+            let status = self.status().map_err(|error| format!("{error:#}"))?;
+            let all = status["workloads"].as_array().cloned().unwrap_or_default();
+            match all.into_iter().find(|one| one["name"] == name) {
+                Some(one) if wanted(&one) => Ok(one),
+                Some(one) => Err(one.to_string()),
+                None => Err(status.to_string()),
+            }
+        })?;
+        Ok(status)
+    }
+
+    /// The folder of a workload's sockets.
+    pub fn socket_dir(&self, name: &str) -> PathBuf {
+        self.run_dir().join("w").join(format!("default.{name}"))
+    }
+
+    /// The folder of a workload's keys and certificates.
+    pub fn identity_dir(&self, name: &str) -> PathBuf {
+        self.state_dir().join("w").join(format!("default.{name}")).join("identity")
     }
 
     /// Waits until the workload's Envoy is live with its configuration.

@@ -57,6 +57,20 @@ impl Host {
         self.pids().into_iter().filter(runs).collect()
     }
 
+    /// Runs `work` on a thread of its own in this namespace, with an event loop whose sockets are here too.
+    pub fn within<T: Send>(&self, work: impl AsyncFnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+        let file =
+            std::fs::File::open(self.path()).with_context(|| format!("no namespace {}", self.netns))?;
+        let run = || {
+            nix::sched::setns(&file, nix::sched::CloneFlags::CLONE_NEWNET)
+                .context("cannot enter the namespace")?;
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work())
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Runs an `ip` command in this namespace.
     pub fn ip(&self, args: &[&str]) -> anyhow::Result<String> {
         let mut all = vec!["-n", self.netns.as_str()];

@@ -43,8 +43,13 @@ pub struct Pair {
 impl Pair {
     /// Sets it up; nothing is allowed yet.
     pub fn start() -> anyhow::Result<Self> {
+        Self::start_with(|_| Ok(()))
+    }
+
+    /// As [`Pair::start`], with resources that are there before the workloads.
+    pub fn start_with(prepare: impl FnOnce(&Control) -> anyhow::Result<()>) -> anyhow::Result<Self> {
         let mut lab = Lab::new(&Programs::discover()?)?;
-        match Parts::start(&mut lab) {
+        match Parts::start(&mut lab, prepare) {
             Ok(parts) => Ok(Self {
                 control: parts.control,
                 node_a: parts.node_a,
@@ -65,7 +70,12 @@ impl Pair {
 
     /// As [`Pair::start`], and `web` may call `backend`.
     pub fn allowed() -> anyhow::Result<Self> {
-        let mut pair = Self::start()?;
+        Self::allowed_with(|_| Ok(()))
+    }
+
+    /// As [`Pair::allowed`], with resources that are there before the workloads.
+    pub fn allowed_with(prepare: impl FnOnce(&Control) -> anyhow::Result<()>) -> anyhow::Result<Self> {
+        let mut pair = Self::start_with(prepare)?;
         pair.control.ursa(&["allow", "web", "backend"])?;
         // Each of Envoy's workers and pooled connections must have heard of it.
         for _ in 0..20 {
@@ -113,8 +123,9 @@ struct Parts {
 }
 
 impl Parts {
-    fn start(lab: &mut Lab) -> anyhow::Result<Self> {
+    fn start(lab: &mut Lab, prepare: impl FnOnce(&Control) -> anyhow::Result<()>) -> anyhow::Result<Self> {
         let control = Control::start(lab)?;
+        prepare(&control)?;
         let (web, backend, stranger) =
             (lab.net.host("web")?, lab.net.host("backend")?, lab.net.host("stranger")?);
         let server = program::serve(lab, &backend, "backend", PORT)?;

@@ -7,8 +7,12 @@
 mod bad_input;
 mod cni;
 mod deaths;
+mod expiry;
 mod identity;
+mod impostor;
 mod journey;
 mod lab;
 mod plaintext;
 mod rejected;
+mod sockets;
+mod tokens;
