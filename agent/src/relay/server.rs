@@ -34,7 +34,7 @@ pub enum ServeError {
     Interrupted,
 }
 
-/// Serves `cache` to every Envoy of this user that connects, until `stop`; then all streams end and Envoy keeps what
+/// Serves `cache` to every Envoy of this user (and root) that connects, until `stop`; then all streams end and Envoy keeps what
 /// it has. The socket's directory is closed to other users already; but this socket gives out a private key, so whoever
 /// came in by another way is asked too.
 pub async fn serve(
@@ -55,7 +55,8 @@ pub async fn serve(
 
 fn is_envoy(stream: &UnixStream, user: u32) -> bool {
     match peer::uid(stream) {
-        Ok(uid) if uid == user => true,
+        // Root could become that user anyway.
+        Ok(uid) if uid == user || uid == 0 => true,
         Ok(uid) => {
             tracing::warn!(
                 uid,
