@@ -7,16 +7,27 @@ CORPUS ?= ../shared/corpus
 export URSA_ENVOY := $(TARGET)/envoy/envoy
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: help build envoy lint deny unit e2e conformance test demo soak clean
+.PHONY: help man build envoy lint deny unit e2e conformance test demo soak clean
 
 help:
 	@echo 'make demo [KEEP=1]  the main job end to end on real parts, in namespaces of its own (root)'
 	@echo 'make test           format, lints, dependencies, all tests, conformance where the corpus is (root)'
 	@echo 'make soak           50 rounds of kill -9 with traffic flowing (root)'
+	@echo 'make man            manual pages and completion scripts of every program'
 	@echo 'make build | envoy | lint | deny | unit | e2e | conformance | clean'
 
 build:
 	cargo build --workspace --bins
+
+# Manual pages and completion scripts, as a package installs them. ursa-cni has no arguments to complete.
+man: build
+	@mkdir -p $(TARGET)/doc/man1 $(TARGET)/doc/bash $(TARGET)/doc/zsh $(TARGET)/doc/fish
+	@set -e; for program in ursa ursa-control ursa-agent ursa-shim ursa-init; do \
+	  $(BIN)/$$program man $(TARGET)/doc/man1; \
+	  for shell in bash zsh fish; do $(BIN)/$$program completion $$shell > $(TARGET)/doc/$$shell/$$program; done; \
+	done
+	@cp cni-plugin/ursa-cni.1 $(TARGET)/doc/man1/
+	@echo 'manual pages and completion scripts are in $(TARGET)/doc'
 
 envoy:
 	@scripts/fetch-envoy.sh

@@ -5,6 +5,7 @@
 
 mod attached;
 mod auth;
+mod cors;
 mod crud;
 mod error;
 mod issue;
@@ -33,6 +34,7 @@ use http::{HeaderMap, StatusCode, Uri, header};
 use ursa_model::{Descriptor, Scope, registry};
 
 pub use axum::{Router, body::Body};
+pub use cors::Origins;
 pub use error::ApiError;
 pub use issue::{Ticket, TicketFuture, TicketRequest, TicketStore};
 pub use kri::{core_name, parse as parse_kri};
@@ -115,6 +117,7 @@ impl ApiState {
 
 /// The whole API.
 pub fn router(state: ApiState) -> Router {
+    let origins = Origins::parse(&state.control.config.api_server.cors_allowed_domains).unwrap_or_default();
     let state: Shared = Arc::new(state);
     let mut router = Router::new()
         .route("/", get(system::index))
@@ -144,6 +147,7 @@ pub fn router(state: ApiState) -> Router {
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(state.clone(), auth::authenticate))
+        .layer(middleware::from_fn_with_state(origins, cors::allow))
         .with_state(state)
 }
 
@@ -255,7 +259,7 @@ async fn by_kri(
         call.state.access.check(&call.user, crate::access::Right::AdminResources, descriptor.name)?;
     }
     let found = kri::find(&call.state, &parsed, descriptor).await?;
-    let found = found.ok_or_else(|| ApiError::not_found("Could not retrieve a resource"))?;
+    let found = found.ok_or_else(|| ApiError::not_found("Could not retrieve a resource", &text))?;
     call.show(&found).await
 }
 

@@ -19,6 +19,9 @@ use serde_json::Value;
 
 pub use sections::*;
 
+/// Where the configuration is looked for unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/ursa/control.yaml";
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -60,8 +63,25 @@ pub enum ConfigError {
     },
 }
 
-/// Loads the configuration from a file (none: only defaults), variables (name → value; those without
-/// the prefix are ignored) and flags (dotted path → value).
+/// A variable that sets nothing, but looks as if it was meant to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the variable {name} is no setting and is ignored; did you mean {meant}?")]
+pub struct Misspelled {
+    /// The variable that is set.
+    pub name: String,
+    /// The nearest one that exists.
+    pub meant: String,
+}
+
+/// Which of these variables were probably meant to be settings. Others are left alone: they may belong to
+/// another program, of ours or not.
+pub fn misspelled(names: impl IntoIterator<Item = String>) -> Vec<Misspelled> {
+    let look = |name: String| overlay::meant(&name).map(|meant| Misspelled { name, meant });
+    names.into_iter().filter_map(look).collect()
+}
+
+/// Loads the configuration from a file (none: only defaults), variables (name → value; those that are no
+/// setting are ignored, see [`misspelled`]) and flags (dotted path → value).
 pub fn load(
     file: Option<&Path>,
     variables: impl IntoIterator<Item = (String, String)>,

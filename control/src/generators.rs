@@ -20,7 +20,7 @@ use time::{Duration, OffsetDateTime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use ursa_model::labels::{self, Context};
-use ursa_model::{Resource, ResourceKey};
+use ursa_model::{Resource, ResourceKey, vip};
 
 use crate::identity::mesh_ca::MeshAuthorities;
 use crate::store::{Store, StoreError};
@@ -50,6 +50,8 @@ pub struct Generators {
     pub labels: Context,
     /// This zone.
     pub zone: String,
+    /// Where the addresses of MeshServices come from.
+    pub service_addresses: vip::Range,
     /// How long a MeshService without Dataplanes is kept.
     pub deletion_grace: Duration,
     /// Don't make the mesh `default`.
@@ -94,14 +96,13 @@ type Outcome = Result<Option<OffsetDateTime>, Failure>;
 pub async fn run(generators: Generators, shutdown: CancellationToken) {
     let follower = generators.world.follow();
     let mut runner = Runner {
-        vips: generators.world.read(Vips::load),
+        vips: generators.world.read(|index| Vips::load(index, generators.service_addresses)),
         hostnames: generators.world.read(Hostnames::load),
         generators,
         workload_of: HashMap::new(),
         jobs: BTreeSet::new(),
         deadlines: BTreeSet::new(),
     };
-    runner.generators.zone_defaults().await;
     let known = runner.generators.world.read(|index| index.keys().cloned().collect::<Vec<_>>());
     runner.note(known);
     loop {

@@ -17,7 +17,7 @@ pub mod sweep;
 pub mod tokens;
 pub mod world;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -45,7 +45,12 @@ pub struct ControlPlane {
     pub shutdown: CancellationToken,
     /// The tasks that must end before the process does.
     pub tasks: TaskTracker,
+    /// Why the process ends, if not because it was told to.
+    pub failure: Arc<OnceLock<String>>,
 }
+
+/// How long the parts may take to end; each has a shorter deadline of its own.
+const STOP: std::time::Duration = std::time::Duration::from_secs(15);
 
 impl ControlPlane {
     /// Opens the store and puts the shared parts together.
@@ -64,6 +69,7 @@ impl ControlPlane {
             instance_id: uuid::Uuid::new_v4().to_string(),
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            failure: Arc::default(),
         }
     }
 
@@ -102,11 +108,18 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         let rooms = rooms::start(&control, listeners).await.context("can't serve nodes")?;
         state = state.with_tickets(Arc::new(rooms));
     }
-    servers.serve(&api::router(state), &control.tasks, &control.shutdown);
+    servers
+        .serve(&control.config, &api::router(state), &control.tasks, &control.shutdown)
+        .context("can't serve the API")?;
     tracing::info!(zone = control.config.zone(), instance = %control.instance_id, "the control plane serves");
     control.shutdown.cancelled().await;
     control.tasks.close();
-    control.tasks.wait().await;
+    if tokio::time::timeout(STOP, control.tasks.wait()).await.is_err() {
+        tracing::warn!("some tasks haven't ended within {STOP:?}; stopping without them");
+    }
+    if let Some(reason) = control.failure.get() {
+        anyhow::bail!("{reason}");
+    }
     tracing::info!("the control plane has stopped");
     Ok(())
 }

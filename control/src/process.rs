@@ -35,13 +35,23 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let shutdown = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate()).context("can't listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for SIGINT")?;
+        let mut hangup = signal(SignalKind::hangup()).context("can't listen for SIGHUP")?;
         let stop = shutdown.clone();
         tokio::spawn(async move {
-            let name = tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
+            let name = loop {
+                tokio::select! {
+                    _ = terminate.recv() => break "SIGTERM",
+                    _ = interrupt.recv() => break "SIGINT",
+                    // Of a terminal that goes away; a service gets it from who expects a reload.
+                    _ = hangup.recv() => {
+                        if std::io::stderr().is_terminal() {
+                            break "SIGHUP";
+                        }
+                        tracing::warn!("SIGHUP changes nothing: the configuration is read at the start only");
+                    }
+                }
             };
-            tracing::info!(signal = name, "stopping");
+            tracing::info!(signal = name, "stopping; what is under way may finish");
             stop.cancel();
         });
         crate::run(config, shutdown).await

@@ -145,20 +145,20 @@ pub async fn start(control: &ControlPlane, listeners: Listeners) -> anyhow::Resu
         metrics: Arc::clone(&metrics),
     });
     sessions.restore();
-    tasks.spawn(generators::run(
-        Generators {
-            store: store.clone(),
-            world: world.clone(),
-            authorities: Arc::clone(&authorities),
-            tokens: control.tokens.clone(),
-            labels: control.label_context(),
-            zone: zone.clone(),
-            deletion_grace,
-            skip_mesh: config.defaults.skip_mesh_creation,
-            skip_hostname_generators: config.defaults.skip_hostname_generators,
-        },
-        shutdown.clone(),
-    ));
+    let generators = Generators {
+        store: store.clone(),
+        world: world.clone(),
+        authorities: Arc::clone(&authorities),
+        tokens: control.tokens.clone(),
+        labels: control.label_context(),
+        zone: zone.clone(),
+        deletion_grace,
+        service_addresses: config.ipam.mesh_service_range(),
+        skip_mesh: config.defaults.skip_mesh_creation,
+        skip_hostname_generators: config.defaults.skip_hostname_generators,
+    };
+    generators.zone_defaults().await;
+    tasks.spawn(generators::run(generators, shutdown.clone()));
 
     let issuer = WorkloadIssuer::new(
         world.clone(),
@@ -198,7 +198,7 @@ fn spawn<E: std::fmt::Display + Send + 'static>(
     what: &'static str,
     part: impl Future<Output = Result<(), E>> + Send + 'static,
 ) {
-    let shutdown = control.shutdown.clone();
+    let (shutdown, failure) = (control.shutdown.clone(), Arc::clone(&control.failure));
     control.tasks.spawn(async move {
         let result = tokio::select! {
             result = part => result,
@@ -212,6 +212,8 @@ fn spawn<E: std::fmt::Display + Send + 'static>(
             && !shutdown.is_cancelled()
         {
             tracing::error!("{what} failed, so this control plane ends: {error}");
+            // The first one is the cause.
+            let _ = failure.set(format!("{what} failed: {error}"));
             shutdown.cancel();
         }
     });

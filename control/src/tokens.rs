@@ -96,7 +96,9 @@ impl TokenKind {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TokenError {
     /// No key to sign with.
-    #[error("there is no signing key in {kind} {name:?}; create one with: ursa generate signing-key")]
+    #[error(
+        "there is no signing key in {kind} {name:?}; one is made with `ursa generate signing-key` and applied as the data of that secret"
+    )]
     NoSigningKey {
         /// Secret or GlobalSecret.
         kind: &'static str,

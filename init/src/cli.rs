@@ -88,8 +88,12 @@ enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page (roff)
-    Man,
+    /// Print the manual page, or write the pages of all commands into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        dir: Option<PathBuf>,
+    },
 }
 
 /// Where to work.
@@ -288,7 +292,9 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "ursa-init", &mut out);
         }
-        Command::Man => clap_mangen::Man::new(Cli::command()).render(&mut out)?,
+        Command::Man { dir: None } => clap_mangen::Man::new(Cli::command()).render(&mut out)?,
+        Command::Man { dir: Some(dir) } => clap_mangen::generate_to(Cli::command(), &dir)
+            .with_context(|| format!("can't write manual pages to {}", dir.display()))?,
     }
     Ok(0)
 }

@@ -13,9 +13,21 @@ use ursa_agent::agent::node::NodeIdentity;
 use ursa_agent::agent::socket::{Request, ask};
 use ursa_agent::agent::status::AgentStatus;
 
+const EXAMPLES: &str = "\
+Examples:
+  ursa-agent join TICKET     # once; `ursa ticket create` on the control plane makes the ticket
+  ursa-agent run             # as root, or with the capabilities in ursa-agent.service
+  ursa-agent status
+  ursa-agent status --json
+
+Each file in /etc/ursa/workloads.d is the Dataplane of one workload. Settings in /etc/ursa/agent.yaml
+can be variables, too: runDir is URSA_RUN_DIR.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.";
+
 /// Ursa's node agent: gives every service on this machine an Envoy, an identity and its place in the mesh.
 #[derive(Debug, Parser)]
-#[command(name = "ursa-agent", version, about)]
+#[command(name = "ursa-agent", version, about, after_help = EXAMPLES, max_term_width = 120)]
 struct Cli {
     /// Configuration file [default: /etc/ursa/agent.yaml, if it exists]
     #[arg(long, global = true, env = "URSA_AGENT_CONFIG", value_name = "FILE")]
@@ -57,8 +69,12 @@ enum Command {
         /// Which shell
         shell: Shell,
     },
-    /// Print the manual page.
-    Man,
+    /// Print the manual page, or write the pages of all commands into a folder.
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        dir: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -77,10 +93,14 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "ursa-agent", &mut io::stdout());
             return Ok(());
         }
-        Command::Man => {
+        Command::Man { dir: None } => {
             return clap_mangen::Man::new(Cli::command())
                 .render(&mut io::stdout())
                 .context("can't print the manual page");
+        }
+        Command::Man { dir: Some(dir) } => {
+            return clap_mangen::generate_to(Cli::command(), &dir)
+                .with_context(|| format!("can't write manual pages to {}", dir.display()));
         }
         _ => {}
     }
@@ -99,7 +119,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Join { ticket, name } => runtime.block_on(join(&config, ticket, name)),
         Command::Status { json, metrics } => runtime.block_on(status(&config, json, metrics)),
-        Command::Completion { .. } | Command::Man => Ok(()),
+        Command::Completion { .. } | Command::Man { .. } => Ok(()),
     }
 }
 

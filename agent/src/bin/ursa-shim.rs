@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use futures_util::future::BoxFuture;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -11,7 +11,13 @@ use tracing::error;
 use ursa_agent::shim::{self, Config};
 
 #[derive(Debug, Parser)]
-#[command(version, about = "Runs one Envoy and what must outlive the agent: its sockets and its DNS")]
+#[command(
+    name = "ursa-shim",
+    version,
+    about = "Runs one Envoy and what must outlive the agent: its sockets and its DNS",
+    after_help = "Started by ursa-agent's launcher, not by hand; `ursa-agent status` shows what runs.\n\n\
+                  Exit codes: 0 ended as told, 1 failed, 2 wrong usage."
+)]
 struct Arguments {
     #[command(flatten)]
     config: Config,
@@ -32,7 +38,39 @@ impl shim::xds::Fallback for LastGood {
     }
 }
 
+/// `ursa-shim man [DIR]` and `ursa-shim completion SHELL`, beside the flags that everything else requires.
+fn documentation() -> Option<ExitCode> {
+    let mut args = std::env::args().skip(1);
+    let written = match (args.next()?.as_str(), args.next()) {
+        ("man", None) => clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()),
+        ("man", Some(dir)) => clap_mangen::generate_to(Arguments::command(), dir),
+        ("completion", Some(shell)) => match shell.parse::<clap_complete::Shell>() {
+            Ok(shell) => {
+                clap_complete::generate(
+                    shell,
+                    &mut Arguments::command(),
+                    "ursa-shim",
+                    &mut std::io::stdout(),
+                );
+                Ok(())
+            }
+            Err(reason) => Err(std::io::Error::other(reason)),
+        },
+        _ => return None,
+    };
+    Some(match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("ursa-shim: {reason}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
 fn main() -> ExitCode {
+    if let Some(code) = documentation() {
+        return code;
+    }
     let Arguments { config } = Arguments::parse();
     let set_log_level = match shim::log::init(&config.log_level) {
         Ok(set) => set,

@@ -1,6 +1,6 @@
 //! `ursa apply`: files, folders, URLs and standard input; variables; many documents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, bail};
 use http::StatusCode;
@@ -9,69 +9,136 @@ use ursa_model::{Resource, Scope};
 
 use crate::args::{ApplyArgs, Global};
 use crate::config::{ApiServer, Session};
-use crate::output;
+use crate::output::{self, put, say};
 use crate::resources::{collection, escape};
 
 /// Everything is read and parsed before the first write, so a typo in the last document changes nothing.
 pub(crate) async fn run(global: &Global, args: ApplyArgs) -> anyhow::Result<()> {
-    let Some(file) = args.file else { bail!("required flag(s) \"file\" not set") };
+    let Some(file) = args.file else {
+        bail!("required flag(s) \"file\" not set: -f FILE, a folder, a URL, or - for standard input")
+    };
     let vars = variables(&args.vars)?;
     let mut documents = Vec::new();
     for text in read(global, &file).await? {
         documents.extend(split(&substitute(&text, &vars)));
     }
     if documents.is_empty() {
-        bail!("no resource(s) passed to apply");
+        bail!("no resource(s) passed to apply: {file} holds no document");
     }
-    let (mut resources, mut broken) = (Vec::new(), false);
+    let (mut resources, mut broken) = (Vec::new(), 0);
     for (index, text) in documents.iter().enumerate() {
         match parse(text) {
             Ok(resource) => resources.push(resource),
             Err(message) => {
-                broken = true;
-                eprintln!("resource[{index}]: failed to parse resource: {message}");
+                broken += 1;
+                eprintln!("resource[{index}]: failed to parse resource: {message}{}", unresolved(text));
             }
         }
     }
-    if broken {
-        bail!("failed to validate some resources");
+    if broken > 0 {
+        bail!("failed to validate some resources: {broken} of {}; nothing was applied", documents.len());
+    }
+    for (index, resource) in resources.iter().enumerate() {
+        for field in &resource.ignored {
+            eprintln!(
+                "Warning: resource[{index}]: {field} is no field of {} and is ignored",
+                resource.descriptor.name
+            );
+        }
     }
     if args.dry_run {
         let texts: Result<Vec<String>, _> =
-            resources.iter().map(|resource| output::to_yaml(&resource.to_json())).collect();
-        print!("{}", texts?.join("---\n"));
+            resources.iter().map(|resource| output::to_yaml(&written(resource))).collect();
+        put!("{}", texts?.join("---\n"));
         return Ok(());
     }
     let session = Session::open(global)?;
-    for resource in &resources {
-        put(&session, resource).await?;
+    meshes_exist(&session, &resources).await?;
+    for (index, resource) in resources.iter().enumerate() {
+        let written = put(&session, resource).await;
+        if resources.len() == 1 {
+            return written;
+        }
+        written.with_context(|| {
+            let (all, rest) = (resources.len(), resources.len() - index - 1);
+            format!("resource[{index}]: of {all}, {index} were applied, this one was refused, {rest} were not tried")
+        })?;
     }
     Ok(())
+}
+
+/// A wrong mesh is found before the first write, not after half of the writes.
+async fn meshes_exist(session: &Session, resources: &[Resource]) -> anyhow::Result<()> {
+    let mut known: BTreeSet<&str> = BTreeSet::new();
+    for (index, resource) in resources.iter().enumerate() {
+        let mesh = resource.meta.mesh.as_str();
+        if resource.descriptor.name == "Mesh" {
+            known.insert(&resource.meta.name);
+        } else if !mesh.is_empty() && known.insert(mesh) {
+            let answer = session.api.send("GET", &format!("/meshes/{}", escape(mesh)), None).await?;
+            if answer.status == StatusCode::NOT_FOUND {
+                bail!(
+                    "resource[{index}] is in mesh {mesh:?}, which doesn't exist and isn't created before it; nothing was \
+                     applied. `ursa get meshes` lists those that exist"
+                );
+            }
+            answer.success()?;
+        }
+    }
+    Ok(())
+}
+
+/// A hint at variables that have no value: what they leave behind makes curious errors.
+fn unresolved(text: &str) -> String {
+    let names: BTreeSet<&str> = text
+        .split("{{")
+        .skip(1)
+        .filter_map(|rest| Some(rest.split_once("}}")?.0.trim()))
+        .filter(|name| !name.is_empty() && !name.starts_with('.'))
+        .filter(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)))
+        .collect();
+    names
+        .iter()
+        .map(|name| format!("\n  {{{{ {name} }}}} has no value; give it with --var {name}=…"))
+        .collect()
 }
 
 /// Writes one resource and says what became of it.
 pub(crate) async fn put(session: &Session, resource: &Resource) -> anyhow::Result<()> {
     let (kind, meta) = (resource.descriptor, &resource.meta);
     let path = format!("{}/{}", collection(kind, &meta.mesh), escape(&meta.name));
-    let mut body = resource.to_json();
-    if let Value::Object(fields) = &mut body {
-        for computed in ["kri", "snis", "creationTime", "modificationTime"] {
-            fields.remove(computed);
-        }
-    }
-    let answer = session.api.send("PUT", &path, Some(&body)).await?;
+    let answer = session.api.send("PUT", &path, Some(&written(resource))).await?;
     let verb = if answer.status == StatusCode::CREATED { "Created" } else { "Updated" };
     let answer = answer.success().with_context(|| format!("{} {:?}", kind.name, meta.name))?;
     for warning in answer.json()?.get("warnings").and_then(Value::as_array).into_iter().flatten() {
         eprintln!("Warning: {}", warning.as_str().unwrap_or_default());
     }
     let mesh = if kind.scope == Scope::Mesh { meta.mesh.as_str() } else { "" };
-    println!("resource type={:?} mesh={mesh:?} name={:?} {verb}", kind.name, meta.name);
+    say!("resource type={:?} mesh={mesh:?} name={:?} {verb}", kind.name, meta.name);
     Ok(())
 }
 
+/// A resource without what the control plane computes.
+pub(crate) fn written(resource: &Resource) -> Value {
+    let mut body = resource.to_json();
+    if let Value::Object(fields) = &mut body {
+        for computed in ["kri", "snis", "creationTime", "modificationTime"] {
+            fields.remove(computed);
+        }
+    }
+    body
+}
+
 fn parse(text: &str) -> Result<Resource, String> {
-    let resource = Resource::from_yaml(text).map_err(|error| error.to_string())?;
+    let resource = Resource::from_yaml(text).map_err(|error| {
+        let manifest = text.lines().any(|line| line.starts_with("apiVersion:"));
+        let hint = if manifest {
+            "; this is a Kubernetes manifest, and a resource here has type, mesh, name and spec at its top"
+        } else {
+            ""
+        };
+        format!("{error}{hint}")
+    })?;
     if resource.descriptor.scope == Scope::Mesh && resource.meta.mesh.is_empty() {
         return Err("mesh: cannot be empty".to_owned());
     }
@@ -102,12 +169,16 @@ async fn read(global: &Global, source: &str) -> anyhow::Result<Vec<String>> {
         return Ok(vec![read(path)?]);
     }
     let mut files: Vec<_> = std::fs::read_dir(path)
-        .with_context(|| format!("cannot read the folder {source}"))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            path.extension().is_some_and(|kind| ["yaml", "yml", "json"].iter().any(|k| kind == *k))
-        })
-        .collect();
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, _>>())
+        .with_context(|| format!("cannot read the folder {source}"))?;
+    files.retain(|path| {
+        path.extension().is_some_and(|kind| ["yaml", "yml", "json"].iter().any(|k| kind == *k))
+    });
+    if files.is_empty() {
+        bail!(
+            "the folder {source} holds no file that ends in .yaml, .yml or .json; folders below it aren't read"
+        );
+    }
     files.sort();
     files.iter().map(|path| read(path)).collect()
 }
@@ -116,7 +187,7 @@ async fn download(global: &Global, url: &str) -> anyhow::Result<String> {
     let (scheme, rest) = url.split_once("://").context("invariant: the caller has seen the scheme")?;
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     let server = ApiServer { url: format!("{scheme}://{host}"), ..ApiServer::default() };
-    let api = crate::client::Api::new(crate::client::Endpoint::Url(server), global);
+    let api = crate::client::Api::of_files(server, global);
     let answer = api.send("GET", &format!("/{path}"), None).await?;
     if !answer.status.is_success() {
         bail!("{url} answers with status {}", answer.status.as_u16());
@@ -127,8 +198,9 @@ async fn download(global: &Global, url: &str) -> anyhow::Result<String> {
 fn variables(pairs: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
     let mut vars = BTreeMap::new();
     for pair in pairs.iter().flat_map(|pairs| pairs.split(',')) {
-        let (name, value) =
-            pair.split_once('=').with_context(|| format!("{pair:?} must be formatted as name=value"))?;
+        let (name, value) = pair
+            .split_once('=')
+            .with_context(|| format!("--var {pair:?} must be formatted as name=value"))?;
         vars.insert(name.trim().to_owned(), value.to_owned());
     }
     Ok(vars)
@@ -154,10 +226,10 @@ fn substitute(text: &str, vars: &BTreeMap<String, String>) -> String {
     result
 }
 
-/// Splits at `---` lines, dropping documents without content.
+/// Splits at `---` lines and after a byte order mark, dropping documents without content.
 fn split(text: &str) -> Vec<String> {
     let mut documents = vec![String::new()];
-    for line in text.lines() {
+    for line in text.trim_start_matches('\u{feff}').lines() {
         if line == "---" || line.starts_with("--- ") {
             documents.push(String::new());
         } else if let Some(document) = documents.last_mut() {
@@ -185,5 +257,16 @@ mod tests {
     fn documents_are_split_and_empty_ones_dropped() {
         assert_eq!(split("---\na: 1\n---\n# nothing\n---\nb: 2\n"), ["a: 1\n", "b: 2\n"]);
         assert!(split("\n").is_empty());
+        assert_eq!(split("\u{feff}a: 1\r\n---\r\nb: 2\r\n"), ["a: 1\n", "b: 2\n"]);
+    }
+
+    #[test]
+    fn a_variable_without_a_value_is_named() {
+        let text =
+            "name: {{ name }}\nb: {{ zone.name }}\ntemplate: \"{{ .DisplayName }}.{{ label \\\"x\\\" }}\"\n";
+        assert_eq!(
+            unresolved(text),
+            "\n  {{ name }} has no value; give it with --var name=…\n  {{ zone.name }} has no value; give it with --var zone.name=…"
+        );
     }
 }

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::examples;
+
 /// Ursa's command line
 #[derive(Parser)]
-#[command(name = "ursa", version, disable_help_subcommand = true)]
+#[command(name = "ursa", version, disable_help_subcommand = true,
+    arg_required_else_help = true, after_help = examples::ALL, max_term_width = 120)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -18,7 +21,7 @@ pub(crate) struct Cli {
 #[derive(Args)]
 pub(crate) struct Global {
     /// Configuration file [default: ~/.ursa/config]
-    #[arg(long, global = true, value_name = "FILE", env = "URSA_CONFIG")]
+    #[arg(long, global = true, value_name = "FILE", env = "URSA_CONFIG_FILE")]
     pub(crate) config_file: Option<PathBuf>,
     /// Context to use instead of the configuration's current one
     #[arg(long, global = true, value_name = "NAME")]
@@ -41,25 +44,31 @@ pub(crate) struct Global {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Create or update resources
+    #[command(after_help = examples::APPLY)]
     Apply(ApplyArgs),
     /// Show resources
+    #[command(after_help = examples::get())]
     Get(GetArgs),
     /// Delete a resource
+    #[command(after_help = examples::DELETE)]
     Delete(DeleteArgs),
     /// Show how resources are doing
+    #[command(after_help = examples::INSPECT)]
     Inspect(InspectArgs),
     /// Generate tokens and keys
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::GENERATE)]
     Generate(GenerateArgs),
     /// Manage the contexts of this command line
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::CONFIG)]
     Config(ConfigArgs),
     /// Tickets with which nodes join
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::TICKET)]
     Ticket(TicketArgs),
     /// Allow one workload to call another (writes a `MeshTrafficPermission`)
+    #[command(after_help = examples::ALLOW)]
     Allow(AllowArgs),
     /// Join this node with a ticket
+    #[command(after_help = examples::JOIN)]
     Join(JoinArgs),
     /// Print the versions of this program and of the control plane
     Version(VersionArgs),
@@ -67,6 +76,12 @@ pub(crate) enum Command {
     Completion {
         /// For which shell
         shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write the pages of all commands into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        dir: Option<PathBuf>,
     },
 }
 
@@ -97,8 +112,10 @@ pub(crate) struct ApplyArgs {
 #[derive(Args)]
 pub(crate) struct GetArgs {
     /// Type: plural for a list, singular with a name for one
+    #[arg(value_name = "TYPE")]
     pub(crate) kind: String,
     /// Name of the resource
+    #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
     /// Mesh
     #[arg(short, long)]
@@ -117,6 +134,7 @@ pub(crate) struct GetArgs {
 #[derive(Args)]
 pub(crate) struct DeleteArgs {
     /// Type, singular
+    #[arg(value_name = "TYPE")]
     pub(crate) kind: String,
     /// Name of the resource
     pub(crate) name: String,
@@ -127,7 +145,8 @@ pub(crate) struct DeleteArgs {
 
 #[derive(Args)]
 pub(crate) struct InspectArgs {
-    /// dataplanes, dataplane, zones, meshes, or a policy's type
+    /// dataplanes, dataplane, services, zones, meshes, or a policy's type
+    #[arg(value_name = "TYPE")]
     pub(crate) kind: String,
     /// Name, for what is singular
     pub(crate) name: Option<String>,

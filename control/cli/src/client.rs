@@ -28,12 +28,21 @@ pub(crate) struct Api {
     endpoint: Endpoint,
     timeout: Duration,
     trace: bool,
+    /// Whether a control plane is expected there.
+    control: bool,
 }
+
+const LOG_IN: &str = "
+Run this as root on the control plane's machine, or have a user token made there and give it to the context:
+  ursa generate user-token --name mesh-system:admin --group mesh-system:admin --valid-for 24h
+  ursa config control-planes add --name NAME --address https://HOST:5682 --auth-type tokens --auth-conf token=-";
 
 /// A status and a body.
 pub(crate) struct Answer {
     pub(crate) status: http::StatusCode,
     pub(crate) body: Bytes,
+    /// What the server says beside its answer.
+    warnings: Vec<String>,
 }
 
 impl Answer {
@@ -47,17 +56,26 @@ impl Answer {
         })
     }
 
+    /// What the server found, in its own words; the status where it doesn't say.
+    pub(crate) fn detail(&self) -> String {
+        let body = serde_json::from_slice::<Value>(&self.body).unwrap_or_default();
+        let text = |key: &str| body.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+        text("detail").or_else(|| text("details")).map_or_else(|| self.status.to_string(), str::to_owned)
+    }
+
     /// The error that the server described, in kumactl's one-line form.
     pub(crate) fn error(&self) -> anyhow::Error {
         let Ok(Value::Object(body)) = serde_json::from_slice::<Value>(&self.body) else {
             return anyhow::anyhow!("({}): {}", self.status.as_u16(), self.text().trim());
         };
-        let text = |key: &str| body.get(key).and_then(Value::as_str).unwrap_or_default();
-        let detail = if text("detail").is_empty() { text("details") } else { text("detail") };
-        let mut message = format!("{} ({detail})", text("title"));
+        let title = body.get("title").and_then(Value::as_str).unwrap_or_default();
+        let mut message = format!("{title} ({})", self.detail());
         for parameter in body.get("invalid_parameters").and_then(Value::as_array).into_iter().flatten() {
             let part = |key: &str| parameter.get(key).and_then(Value::as_str).unwrap_or_default();
             let _ = write!(message, ";{}={} ", part("field"), part("reason"));
+        }
+        if self.status == http::StatusCode::UNAUTHORIZED {
+            message.push_str(LOG_IN);
         }
         anyhow::anyhow!(message)
     }
@@ -69,7 +87,12 @@ impl Answer {
 
 impl Api {
     pub(crate) fn new(endpoint: Endpoint, global: &Global) -> Self {
-        Self { endpoint, timeout: global.api_timeout, trace: global.log_level != "off" }
+        Self { endpoint, timeout: global.api_timeout, trace: global.log_level != "off", control: true }
+    }
+
+    /// A server that holds files.
+    pub(crate) fn of_files(server: ApiServer, global: &Global) -> Self {
+        Self { control: false, ..Self::new(Endpoint::Url(server), global) }
     }
 
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
@@ -98,6 +121,9 @@ impl Api {
         }?;
         if self.trace {
             eprintln!("{method} {path} -> {}", answer.status.as_u16());
+        }
+        for warning in &answer.warnings {
+            eprintln!("Warning: {warning}");
         }
         Ok(answer)
     }
@@ -147,7 +173,15 @@ impl Api {
                     .body(Full::new(bytes))?;
                 let bare = host.trim_matches(['[', ']']);
                 let stream = tokio::net::TcpStream::connect((bare, port)).await.with_context(|| {
-                    format!("cannot reach the control plane at {}: is it running there?", server.url)
+                    if self.control {
+                        format!(
+                            "cannot reach the control plane at {}: is it running there? (`ursa config control-planes \
+                             list` shows the known ones, --socket names a local one's socket)",
+                            server.url
+                        )
+                    } else {
+                        format!("cannot reach {}", server.url)
+                    }
                 })?;
                 if !secure {
                     return exchange_over(stream, request).await;
@@ -182,9 +216,17 @@ where
     let driver = tokio::spawn(connection);
     let response = sender.send_request(request).await.context("the control plane closed the connection")?;
     let status = response.status();
+    let warnings = response.headers().get_all(http::header::WARNING).iter();
+    let warnings = warnings.filter_map(|value| Some(warning_text(value.to_str().ok()?).to_owned())).collect();
     let body = response.into_body().collect().await.context("the answer broke off")?.to_bytes();
     driver.abort();
-    Ok(Answer { status, body })
+    Ok(Answer { status, body, warnings })
+}
+
+/// The text of a `Warning:` header, `299 agent "text"`.
+fn warning_text(value: &str) -> &str {
+    let quoted = value.splitn(3, ' ').nth(2).and_then(|text| text.strip_prefix('"')?.strip_suffix('"'));
+    quoted.unwrap_or(value)
 }
 
 const SYSTEM_ROOTS: [&str; 3] = [
@@ -277,5 +319,29 @@ impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_are_read_from_their_headers() {
+        assert_eq!(warning_text("299 ursa \"spec.x is ignored\""), "spec.x is ignored");
+        assert_eq!(warning_text("something else"), "something else");
+    }
+
+    #[test]
+    fn an_error_is_one_line_and_says_how_to_log_in() {
+        let answer = |status: u16, body: &str| Answer {
+            status: http::StatusCode::from_u16(status).unwrap(),
+            body: Bytes::from(body.to_owned()),
+            warnings: Vec::new(),
+        };
+        let body = r#"{"title":"T","detail":"D","invalid_parameters":[{"field":"f","reason":"r"}]}"#;
+        assert_eq!(answer(400, body).error().to_string(), "T (D);f=r ");
+        assert!(answer(401, body).error().to_string().contains("--auth-conf token=-"));
+        assert_eq!(answer(502, "no route").error().to_string(), "(502): no route");
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::{AddArgs, ConfigArgs, ControlPlanesArgs, Global};
 use crate::client::{Api, Endpoint};
-use crate::output;
+use crate::output::{self, put, say};
 
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -86,6 +86,14 @@ pub(crate) struct Header {
 
 const DEFAULT_SOCKET: &str = "/run/ursa/control.sock";
 const DEFAULT_URL: &str = "http://localhost:5681";
+
+impl Config {
+    /// The known control planes, for errors.
+    fn names(&self) -> String {
+        let names: Vec<&str> = self.control_planes.iter().map(|plane| plane.name.as_str()).collect();
+        if names.is_empty() { "none".into() } else { names.join(", ") }
+    }
+}
 
 /// What a command needs to run: the API and the default mesh.
 pub(crate) struct Session {
@@ -174,7 +182,7 @@ fn save(path: &Path, config: &Config) -> anyhow::Result<()> {
 pub(crate) async fn run(global: &Global, args: ConfigArgs) -> anyhow::Result<()> {
     let (path, mut config) = load(global)?;
     match args {
-        ConfigArgs::View => print!("{}", output::to_yaml(&config)?),
+        ConfigArgs::View => put!("{}", output::to_yaml(&config)?),
         ConfigArgs::ControlPlanes(ControlPlanesArgs::List) => {
             let active = config
                 .contexts
@@ -192,7 +200,7 @@ pub(crate) async fn run(global: &Global, args: ConfigArgs) -> anyhow::Result<()>
             let before = config.control_planes.len();
             config.control_planes.retain(|plane| plane.name != name);
             if config.control_planes.len() == before {
-                bail!("there is no Control Plane with name {name:?}");
+                bail!("there is no Control Plane with name {name:?}; known are: {}", config.names());
             }
             config.contexts.retain(|context| context.control_plane != name);
             if !config.contexts.iter().any(|context| context.name == config.current_context) {
@@ -200,18 +208,18 @@ pub(crate) async fn run(global: &Global, args: ConfigArgs) -> anyhow::Result<()>
                     config.contexts.first().map(|context| context.name.clone()).unwrap_or_default();
             }
             save(&path, &config)?;
-            println!("removed Control Plane {name:?}");
+            say!("removed Control Plane {name:?}");
             if !config.current_context.is_empty() {
-                println!("switched active Control Plane to {:?}", config.current_context);
+                say!("switched active Control Plane to {:?}", config.current_context);
             }
         }
         ConfigArgs::ControlPlanes(ControlPlanesArgs::Switch { name }) => {
             if !config.contexts.iter().any(|context| context.name == name) {
-                bail!("there is no Control Plane with name {name:?}");
+                bail!("there is no Control Plane with name {name:?}; known are: {}", config.names());
             }
             config.current_context.clone_from(&name);
             save(&path, &config)?;
-            println!("switched active Control Plane to {name:?}");
+            say!("switched active Control Plane to {name:?}");
         }
     }
     Ok(())
@@ -236,6 +244,16 @@ async fn add(global: &Global, path: &Path, mut config: Config, args: AddArgs) ->
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .with_context(|| format!("{text:?} must be formatted as key=value"))
     };
+    let mut auth_conf: std::collections::BTreeMap<String, String> =
+        args.auth_conf.iter().map(pair).collect::<Result<_, _>>()?;
+    if let Some(token) = auth_conf.get_mut("token")
+        && token == "-"
+    {
+        // A process list shows arguments, but not this.
+        let text =
+            std::io::read_to_string(std::io::stdin()).context("cannot read the token from standard input")?;
+        text.trim().clone_into(token);
+    }
     let headers = args.headers.iter().map(pair).collect::<Result<Vec<_>, _>>()?;
     let server = ApiServer {
         url: address.clone(),
@@ -245,7 +263,7 @@ async fn add(global: &Global, path: &Path, mut config: Config, args: AddArgs) ->
         skip_verify: args.skip_verify,
         headers: headers.into_iter().map(|(key, value)| Header { key, value }).collect(),
         auth_type: args.auth_type,
-        auth_conf: args.auth_conf.iter().map(pair).collect::<Result<_, _>>()?,
+        auth_conf,
     };
     if !args.skip_check {
         check(global, &server, &address).await?;
@@ -262,8 +280,8 @@ async fn add(global: &Global, path: &Path, mut config: Config, args: AddArgs) ->
     });
     config.current_context.clone_from(&name);
     save(path, &config)?;
-    println!("added Control Plane {name:?}");
-    println!("switched active Control Plane to {name:?}");
+    say!("added Control Plane {name:?}");
+    say!("switched active Control Plane to {name:?}");
     Ok(())
 }
 
@@ -273,6 +291,10 @@ async fn check(global: &Global, server: &ApiServer, address: &str) -> anyhow::Re
     let index = api.get("/").await.context("could not connect to the Control Plane API Server")?;
     let product = index.get("product").and_then(serde_json::Value::as_str).unwrap_or_default();
     match product {
+        // Nobody is asked for a token there, but here.
+        "Ursa" | "Kuma" if server.auth_conf.contains_key("token") => {
+            api.get("/who-am-i").await.map(drop).context("the Control Plane API Server refuses the token")
+        }
         "Ursa" | "Kuma" => Ok(()),
         "" => bail!("{address} answers, but not as a control plane does; check the address and the port"),
         other => bail!(

@@ -12,6 +12,7 @@ use crate::args::{
     UserTokenArgs, ZoneTokenArgs, parse_duration,
 };
 use crate::config::Session;
+use crate::output::{put, say};
 
 /// `ursa generate`
 pub(crate) async fn run(global: &Global, args: GenerateArgs) -> anyhow::Result<()> {
@@ -67,13 +68,15 @@ async fn issue(
 ) -> anyhow::Result<()> {
     match (&offline.signing_key_path, &offline.kid) {
         (None, None) => {
-            print!("{}", session.api.post(path, request).await.context("failed to generate a token")?.text());
+            put!("{}", session.api.post(path, request).await.context("failed to generate a token")?.text());
             Ok(())
         }
-        (None, Some(_)) => bail!("--kid cannot be used when --signing-key-path is used"),
+        (None, Some(_)) => bail!(
+            "--kid names the key of --signing-key-path, which isn't given; without it the control plane signs"
+        ),
         (Some(_), None) => bail!("--kid is required when --signing-key-path is used"),
         (Some(key), Some(kid)) => {
-            print!("{}", sign(claims, key, kid, valid_for)?);
+            put!("{}", sign(claims, key, kid, valid_for)?);
             Ok(())
         }
     }
@@ -135,7 +138,7 @@ fn write(path: &str, text: &str, mode: u32) -> anyhow::Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     if path == "-" {
-        print!("{text}");
+        put!("{text}");
         return Ok(());
     }
     std::fs::OpenOptions::new()
@@ -152,9 +155,9 @@ fn signing_key(args: &SigningKeyArgs) -> anyhow::Result<()> {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).context("cannot generate the key")?;
     let pem = key.serialize_pem();
     if args.format == "pem" {
-        print!("{pem}");
+        put!("{pem}");
     } else {
-        println!("{}", base64::engine::general_purpose::STANDARD.encode(pem));
+        say!("{}", base64::engine::general_purpose::STANDARD.encode(pem));
     }
     Ok(())
 }
@@ -167,10 +170,10 @@ fn public_key(args: &PublicKeyArgs) -> anyhow::Result<()> {
     let key =
         rcgen::KeyPair::from_pem(&pem).with_context(|| format!("{path} is not a private key in PEM form"))?;
     let encoded = base64::engine::general_purpose::STANDARD.encode(key.subject_public_key_info());
-    println!("-----BEGIN PUBLIC KEY-----");
+    say!("-----BEGIN PUBLIC KEY-----");
     for line in encoded.as_bytes().chunks(64) {
-        println!("{}", String::from_utf8_lossy(line));
+        say!("{}", String::from_utf8_lossy(line));
     }
-    println!("-----END PUBLIC KEY-----");
+    say!("-----END PUBLIC KEY-----");
     Ok(())
 }

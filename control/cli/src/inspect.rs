@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::args::{Format, Global, InspectArgs};
 use crate::config::Session;
-use crate::output::{self, ago, text};
+use crate::output::{self, ago, put, say, text};
 use crate::resources::{collection, escape, find, footer, paged};
 
 /// `ursa inspect`
@@ -16,6 +16,7 @@ pub(crate) async fn run(global: &Global, args: InspectArgs) -> anyhow::Result<()
         "dataplanes" => dataplanes(&session, &args, &mesh).await,
         "dataplane" => dataplane(&session, &args, &mesh).await,
         "zones" => zones(&session, &args).await,
+        "services" => services(&session, &args, &mesh).await,
         "meshes" => meshes(&session, &args).await,
         _ => policy(&session, &args, &mesh).await,
     }
@@ -108,7 +109,9 @@ fn total(insight: &Value, key: &str) -> String {
 }
 
 async fn dataplane(session: &Session, args: &InspectArgs, mesh: &str) -> anyhow::Result<()> {
-    let name = args.name.as_deref().context("accepts 1 arg(s), received 0")?;
+    let name = args.name.as_deref().context(
+        "accepts 1 arg(s), received 0: name the data plane proxy, as `ursa inspect dataplanes` lists it",
+    )?;
     let base = format!("/meshes/{}/dataplanes/{}", escape(mesh), escape(name));
     let dump = match args.what.as_deref() {
         None | Some("policies") => return policies(session, args, &base).await,
@@ -126,22 +129,18 @@ async fn dataplane(session: &Session, args: &InspectArgs, mesh: &str) -> anyhow:
         let format = if args.output == Format::Table { Format::Json } else { args.output };
         output::document(format, &value)
     } else {
-        print!("{}", answer.text());
+        put!("{}", answer.text());
         Ok(())
     }
 }
 
 /// The policies in force, then what Envoy refused: the first question of whoever looks at one proxy.
 async fn policies(session: &Session, args: &InspectArgs, base: &str) -> anyhow::Result<()> {
-    let overview = session.api.send("GET", &format!("{base}/_overview"), None).await?;
-    let overview = if overview.status.is_success() { Some(overview.json()?) } else { None };
-    let rejections = overview.as_ref().and_then(|it| it.pointer("/dataplaneInsight/rejections")).cloned();
+    let overview = session.api.get(&format!("{base}/_overview")).await?;
+    let rejections = overview.pointer("/dataplaneInsight/rejections").cloned();
     let answer = session.api.send("GET", &format!("{base}/_policies"), None).await?;
     let policies = if answer.status.is_success() { answer.json()? } else { Value::Null };
     // A control plane without this part of the inspect API still knows what was refused.
-    if policies.is_null() && overview.is_none() {
-        return Err(answer.error());
-    }
     if args.output != Format::Table {
         let mut all = if policies.is_null() { serde_json::json!({"policies": []}) } else { policies };
         if let (Value::Object(fields), Some(rejections)) = (&mut all, rejections) {
@@ -158,7 +157,7 @@ async fn policies(session: &Session, args: &InspectArgs, base: &str) -> anyhow::
         output::table(&["Kind", "Origins"], rows);
     }
     if let Some(rejected) = rejections.as_ref().and_then(Value::as_array).filter(|all| !all.is_empty()) {
-        println!("\nRefused by Envoy, which keeps its previous configuration:");
+        say!("\nRefused by Envoy, which keeps its previous configuration:");
         let rows = rejected.iter().map(|one| {
             vec![text(one, "/name"), text(one, "/version"), text(one, "/message").replace('\n', " ")]
         });
@@ -215,12 +214,42 @@ async fn meshes(session: &Session, args: &InspectArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The MeshServices of a mesh: who serves them, and where.
+async fn services(session: &Session, args: &InspectArgs, mesh: &str) -> anyhow::Result<()> {
+    let path = format!("/meshes/{}/meshservices", escape(mesh));
+    let list = session.api.get(&paged(&path, args.size, args.offset.as_deref())).await?;
+    if args.output != Format::Table {
+        return output::document(args.output, &list);
+    }
+    let rows = items(&list).iter().map(|item| {
+        let proxies = |key: &str| {
+            item.pointer(&format!("/status/dataplaneProxies/{key}")).and_then(Value::as_u64).unwrap_or(0)
+        };
+        let all = |pointer: &str, field: &str| {
+            let all = item.pointer(pointer).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+            all.iter().map(|one| text(one, field)).collect::<Vec<_>>().join(" ")
+        };
+        vec![
+            text(item, "/mesh"),
+            text(item, "/name"),
+            text(item, "/spec/state"),
+            format!("{}/{}", proxies("healthy"), proxies("total")),
+            all("/status/vips", "/ip"),
+            all("/status/addresses", "/hostname"),
+        ]
+    });
+    output::table(&["MESH", "NAME", "STATE", "HEALTHY", "VIPS", "HOSTNAMES"], rows);
+    footer(&list);
+    Ok(())
+}
+
 /// Which proxies a policy reaches.
 async fn policy(session: &Session, args: &InspectArgs, mesh: &str) -> anyhow::Result<()> {
     let kind = find(&args.kind)?;
     let Some(name) = args.name.as_deref().filter(|_| !kind.plural) else {
         bail!(
-            "inspect wants dataplanes, dataplane NAME, zones, meshes, or the type and the name of a policy"
+            "inspect wants dataplanes, dataplane NAME, services, zones, meshes, or the type and the name of a policy, as in \
+             `ursa inspect meshtimeout NAME`"
         );
     };
     let path = format!("{}/{}/_resources/dataplanes", collection(kind.descriptor, mesh), escape(name));
@@ -231,7 +260,7 @@ async fn policy(session: &Session, args: &InspectArgs, mesh: &str) -> anyhow::Re
     let rows =
         items(&list).iter().map(|item| vec![text(item, "/type"), text(item, "/mesh"), text(item, "/name")]);
     output::table(&["Type", "Mesh", "Name"], rows);
-    println!("\nTotal: {}", text(&list, "/total"));
+    say!("\nTotal: {}", text(&list, "/total"));
     footer(&list);
     Ok(())
 }

@@ -8,6 +8,7 @@ mod apply;
 mod args;
 mod client;
 mod config;
+mod examples;
 mod generate;
 mod inspect;
 mod mesh;
@@ -49,6 +50,16 @@ async fn run(cli: args::Cli) -> anyhow::Result<()> {
             use clap::CommandFactory as _;
             clap_complete::generate(shell, &mut args::Cli::command(), "ursa", &mut std::io::stdout());
             Ok(())
+        }
+        Command::Man { dir } => {
+            use clap::CommandFactory as _;
+            let command = args::Cli::command();
+            match dir {
+                None => Ok(clap_mangen::Man::new(command).render(&mut std::io::stdout())?),
+                Some(dir) => clap_mangen::generate_to(command, &dir).map_err(|error| {
+                    anyhow::anyhow!("cannot write manual pages to {}: {error}", dir.display())
+                }),
+            }
         }
     }
 }

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use ursa_model::Resource;
 
+use crate::apply;
 use crate::args::{AllowArgs, Global, JoinArgs, TicketArgs, VersionArgs};
 use crate::config::Session;
-use crate::{apply, output};
+use crate::output::{self, put, say};
 
 /// `ursa ticket create`
 pub(crate) async fn ticket(global: &Global, args: TicketArgs) -> anyhow::Result<()> {
@@ -23,7 +24,7 @@ pub(crate) async fn ticket(global: &Global, args: TicketArgs) -> anyhow::Result<
     }
     let answer = session.api.post("/tickets", &request).await.context("failed to create a ticket")?.json()?;
     let ticket = answer.get("ticket").and_then(Value::as_str).context("the answer holds no ticket")?;
-    println!("{ticket}");
+    say!("{ticket}");
     Ok(())
 }
 
@@ -44,7 +45,7 @@ pub(crate) async fn allow(global: &Global, args: AllowArgs) -> anyhow::Result<()
     }))
     .map_err(|error| anyhow::anyhow!("{error}"))?;
     if args.dry_run {
-        print!("{}", output::to_yaml(&policy.to_json())?);
+        put!("{}", output::to_yaml(&apply::written(&policy))?);
         return Ok(());
     }
     apply::put(&session, &policy).await
@@ -100,11 +101,15 @@ pub(crate) async fn join(args: &JoinArgs) -> anyhow::Result<()> {
             bail!("the agent could not join: {error}");
         }
         let text = |key: &str| answer.get(key).and_then(Value::as_str).unwrap_or("?");
-        println!("joined zone {} as node {}", text("zone"), text("nodeId"));
+        say!("joined zone {} as node {}", text("zone"), text("nodeId"));
         Ok(())
     } else {
         let mut command = std::process::Command::new(agent_program());
-        command.arg("join").arg(ticket);
+        // Not as an argument, which a process list shows.
+        let (read, mut write) = std::io::pipe().context("cannot make a pipe")?;
+        std::io::Write::write_all(&mut write, ticket.as_bytes()).context("cannot pass the ticket on")?;
+        drop(write);
+        command.arg("join").arg("-").stdin(read);
         if let Some(name) = &args.name {
             command.arg("--name").arg(name);
         }
@@ -128,21 +133,21 @@ fn agent_program() -> std::path::PathBuf {
 
 /// `ursa version`
 pub(crate) async fn version(global: &Global, args: &VersionArgs) -> anyhow::Result<()> {
-    println!("Client: Ursa {}", env!("CARGO_PKG_VERSION"));
+    say!("Client: Ursa {}", env!("CARGO_PKG_VERSION"));
     if args.detailed {
-        println!("  target: {} {}", std::env::consts::ARCH, std::env::consts::OS);
+        say!("  target: {} {}", std::env::consts::ARCH, std::env::consts::OS);
     }
     let session = Session::open(global)?;
     match session.api.get("/").await {
         Ok(index) => {
-            println!("Server: {} {}", output::text(&index, "/product"), output::text(&index, "/version"));
+            say!("Server: {} {}", output::text(&index, "/product"), output::text(&index, "/version"));
             if args.detailed {
-                println!("  instance: {}", output::text(&index, "/instanceId"));
-                println!("  cluster: {}", output::text(&index, "/clusterId"));
+                say!("  instance: {}", output::text(&index, "/instanceId"));
+                say!("  cluster: {}", output::text(&index, "/clusterId"));
             }
         }
         Err(error) => {
-            println!("Server: unavailable");
+            say!("Server: unavailable");
             eprintln!("Warning: {error:#}");
         }
     }

@@ -17,12 +17,33 @@ pub(crate) fn from_yaml<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
     Ok(serde_json::from_value(ursa_model::yaml::from_str(text)?)?)
 }
 
+/// Writes to standard output. Whoever reads it may stop early (`| head`), and then nothing is left to do.
+pub(crate) fn write(text: &str) {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(1);
+    }
+}
+
+/// As `print!`, by [`write`].
+macro_rules! put {
+    ($($arg:tt)*) => { crate::output::write(&format!($($arg)*)) };
+}
+
+/// As `println!`, by [`write`].
+macro_rules! say {
+    ($($arg:tt)*) => { crate::output::write(&(format!($($arg)*) + "\n")) };
+}
+
+pub(crate) use {put, say};
+
 /// Prints a document; `Format::Table` is the caller's business.
 pub(crate) fn document(format: Format, value: &Value) -> anyhow::Result<()> {
     if format == Format::Yaml {
-        print!("{}", to_yaml(value)?);
+        put!("{}", to_yaml(value)?);
     } else {
-        println!("{}", serde_json::to_string_pretty(value)?);
+        say!("{}", serde_json::to_string_pretty(value)?);
     }
     Ok(())
 }
@@ -54,7 +75,7 @@ pub(crate) fn render(headers: &[&str], rows: &[Vec<String>]) -> String {
 
 pub(crate) fn table(headers: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
     let rows: Vec<_> = rows.into_iter().collect();
-    print!("{}", render(headers, &rows));
+    put!("{}", render(headers, &rows));
 }
 
 /// A span as it stands in an AGE or AGO cell.

@@ -8,7 +8,7 @@ use ursa_model::{Descriptor, Scope};
 
 use crate::args::{DeleteArgs, Format, GetArgs, Global};
 use crate::config::Session;
-use crate::output;
+use crate::output::{self, say};
 
 /// A type and whether it was named in the plural.
 pub(crate) struct Kind {
@@ -26,13 +26,19 @@ pub(crate) fn find(word: &str) -> anyhow::Result<Kind> {
         if plain == path || word == descriptor.path {
             return Ok(Kind { descriptor, plural: true });
         }
-        if plain == descriptor.name.to_lowercase() || word == descriptor.short_name {
+        if plain == descriptor.name.to_lowercase() {
             return Ok(Kind { descriptor, plural: false });
+        }
+        // A short name is both: with a name one, without one all.
+        if word == descriptor.short_name {
+            return Ok(Kind { descriptor, plural: true });
         }
     }
     let mut known: Vec<&str> = ursa_model::registry().iter().map(|descriptor| descriptor.path).collect();
     known.sort_unstable();
-    bail!("unknown TYPE {word:?}. Allowed values: {}", known.join(", "))
+    let near = known.iter().find(|path| path.starts_with(&plain) || plain.starts_with(**path));
+    let hint = near.map(|path| format!(" Did you mean {path:?}?")).unwrap_or_default();
+    bail!("unknown TYPE {word:?}.{hint} Allowed values: {}", known.join(", "))
 }
 
 /// The path of a type's collection, in its mesh where it has one.
@@ -73,7 +79,7 @@ pub(crate) fn footer(list: &Value) {
     let next = list.get("next").and_then(Value::as_str).unwrap_or_default();
     let offset = next.split(['?', '&']).find_map(|part| part.strip_prefix("offset="));
     if let Some(offset) = offset {
-        println!("\nRerun command with --offset={offset} argument to retrieve more resources");
+        say!("\nRerun command with --offset={offset} argument to retrieve more resources");
     }
 }
 
@@ -93,14 +99,23 @@ pub(crate) async fn get(global: &Global, args: GetArgs) -> anyhow::Result<()> {
         footer(&list);
         return Ok(());
     }
+    let plural = kind.descriptor.path;
     let [name] = args.names.as_slice() else {
-        bail!("accepts 1 arg(s), received {}", args.names.len());
+        bail!(
+            "accepts 1 arg(s), received {}: one {} is shown by `ursa get {} NAME`, all by `ursa get {plural}`",
+            args.names.len(),
+            kind.descriptor.name,
+            kind.descriptor.name.to_lowercase(),
+        );
     };
     let answer = session.api.send("GET", &format!("{path}/{}", escape(name)), None).await?;
     if answer.status == http::StatusCode::NOT_FOUND {
+        // Whether it is the resource or its mesh that is missing, the server says.
         match kind.descriptor.scope {
-            Scope::Mesh => bail!("No resources found in {mesh} mesh"),
-            Scope::Global => bail!("No resources found"),
+            Scope::Mesh => {
+                bail!("No resources found in {mesh} mesh ({}); see: ursa get {plural}", answer.detail())
+            }
+            Scope::Global => bail!("No resources found ({}); see: ursa get {plural}", answer.detail()),
         }
     }
     let resource = answer.success()?.json()?;
@@ -140,9 +155,10 @@ pub(crate) async fn delete(global: &Global, args: DeleteArgs) -> anyhow::Result<
     let path = collection(kind.descriptor, &session.mesh(args.mesh.as_deref()));
     let answer = session.api.send("DELETE", &format!("{path}/{}", escape(&args.name)), None).await?;
     if answer.status == http::StatusCode::NOT_FOUND {
-        bail!("there is no {} with name {:?}", kind.descriptor.name, args.name);
+        let (what, plural) = (kind.descriptor.name, kind.descriptor.path);
+        bail!("there is no {what} with name {:?} ({}); see: ursa get {plural}", args.name, answer.detail());
     }
     answer.success().with_context(|| format!("failed to delete {} {:?}", kind.descriptor.name, args.name))?;
-    println!("deleted {} {:?}", kind.descriptor.name, args.name);
+    say!("deleted {} {:?}", kind.descriptor.name, args.name);
     Ok(())
 }

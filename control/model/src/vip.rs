@@ -35,6 +35,32 @@ impl Range {
     }
 }
 
+impl Range {
+    /// Whether the range holds every address of another.
+    pub fn covers(self, other: Self) -> bool {
+        other.prefix >= self.prefix && self.contains(other.base)
+    }
+}
+
+/// A text is no IPv4 range.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no IPv4 range such as 241.7.0.0/16")]
+pub struct NoRange(String);
+
+impl std::str::FromStr for Range {
+    type Err = NoRange;
+
+    /// An IPv4 range in CIDR notation; bits after the prefix don't count.
+    fn from_str(text: &str) -> Result<Self, NoRange> {
+        let wrong = || NoRange(text.to_owned());
+        let (base, prefix) = text.split_once('/').ok_or_else(wrong)?;
+        let base: Ipv4Addr = base.parse().map_err(|_| wrong())?;
+        let prefix: u8 = prefix.parse().ok().filter(|prefix| (1..=32).contains(prefix)).ok_or_else(wrong)?;
+        let mask = u32::MAX << (32 - u32::from(prefix));
+        Ok(Self { base: IpAddr::V4(Ipv4Addr::from_bits(base.to_bits() & mask)), prefix })
+    }
+}
+
 impl std::fmt::Display for Range {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.base, self.prefix)
@@ -69,6 +95,16 @@ pub fn is_vip(address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_are_read_and_compared() {
+        let part: Range = "241.7.1.1/16".parse().expect("a range");
+        assert_eq!(part.to_string(), "241.7.0.0/16");
+        assert!(MESH_SERVICE.covers(part) && !part.covers(MESH_SERVICE));
+        for wrong in ["241.0.0.0", "241.0.0.0/33", "241.0.0.0/0", "fd00::/64", ""] {
+            assert!(wrong.parse::<Range>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn twins_share_their_low_bits() {

@@ -37,7 +37,7 @@ async fn dataplanes(
     state.mesh_exists(&key.mesh).await?;
     let store = &state.control.store;
     let found = store.get(key).await.map_err(|error| ApiError::store("Could not retrieve policy", &error))?;
-    let found = found.ok_or_else(|| ApiError::not_found("Could not retrieve policy"))?;
+    let found = found.ok_or_else(|| ApiError::not_found("Could not retrieve policy", key))?;
     let all = store.list("Dataplane", Some(&key.mesh)).await;
     let mut all = all.map_err(|error| ApiError::store("Could not retrieve dataplanes", &error))?;
     all.retain(|dataplane| {

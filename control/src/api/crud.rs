@@ -64,7 +64,7 @@ impl Call {
         self.allowed()?;
         let found = self.state.control.store.get(&self.key()).await;
         let found = found.map_err(|error| ApiError::store(RETRIEVE, &error))?;
-        let resource = found.ok_or_else(|| ApiError::not_found(RETRIEVE))?;
+        let resource = found.ok_or_else(|| ApiError::not_found(RETRIEVE, self.key()))?;
         self.show(&resource).await
     }
 
@@ -267,7 +267,7 @@ impl Call {
         let key = self.key();
         let store = &self.state.control.store;
         let found = store.get(&key).await.map_err(failed)?;
-        let found = found.ok_or_else(|| ApiError::not_found(DELETE))?;
+        let found = found.ok_or_else(|| ApiError::not_found(DELETE, &key))?;
         let context = self.state.control.label_context();
         if context.mode == labels::Mode::Zone
             && let Some(origin) = found.meta.label(labels::ORIGIN).filter(|origin| *origin == "global")

@@ -32,9 +32,9 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "Bad Request", format!("bad request: {detail}"))
     }
 
-    /// There is no such thing.
-    pub fn not_found(title: impl Into<String>) -> Self {
-        Self::new(StatusCode::NOT_FOUND, title, "Not found")
+    /// There is no such thing. The peer says only "Not found"; this goes on with what was asked for.
+    pub fn not_found(title: impl Into<String>, what: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, title, format!("Not found: {what}"))
     }
 
     /// Fields are wrong.
@@ -62,7 +62,7 @@ impl ApiError {
     /// The store's error, of an operation that `title` names.
     pub fn store(title: impl Into<String>, error: &StoreError) -> Self {
         match error {
-            StoreError::NotFound(_) => Self::not_found(title),
+            StoreError::NotFound(what) => Self::not_found(title, what),
             StoreError::Exists(_) | StoreError::Conflict(_) => {
                 Self::new(StatusCode::CONFLICT, "Conflict", error.to_string())
             }

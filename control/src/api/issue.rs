@@ -17,7 +17,7 @@ use ursa_model::{GoDuration, ResourceKey, Violations};
 use super::{Shared, error::ApiError, respond};
 use crate::{
     access::{Right, User},
-    tokens::{DEFAULT_VALIDITY, DataplaneClaims},
+    tokens::{DEFAULT_VALIDITY, DataplaneClaims, TokenError},
 };
 
 /// What a join ticket shall grant.
@@ -103,7 +103,19 @@ pub(super) async fn dataplane_token(
         workload: request.workload.unwrap_or_default(),
         ..DataplaneClaims::default()
     };
-    Ok(text(state.tokens.dataplane_token(claims, valid_for).await?))
+    let mesh = claims.mesh.clone();
+    match state.tokens.dataplane_token(claims, valid_for).await {
+        Ok(token) => Ok(text(token)),
+        // The reason may lie deeper.
+        Err(error @ TokenError::NoSigningKey { .. }) => {
+            let mut error = ApiError::from(error);
+            if let Err(missing) = state.mesh_exists(&mesh).await {
+                error.detail = missing.detail;
+            }
+            Err(error)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -235,7 +247,7 @@ impl super::ApiState {
         let key = ResourceKey { kind: "Mesh", mesh: String::new(), name: mesh.to_owned() };
         match self.control.store.get(&key).await {
             Ok(Some(_)) => Ok(()),
-            Ok(None) => Err(ApiError::not_found(TITLE)),
+            Ok(None) => Err(ApiError::not_found(TITLE, &key)),
             Err(error) => Err(ApiError::store(TITLE, &error)),
         }
     }

@@ -42,7 +42,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Servers {
     http: Option<TcpListener>,
-    https: Option<(TcpListener, Arc<ServerConfig>)>,
+    https: Option<TcpListener>,
     unix: Option<UnixListener>,
 }
 
@@ -56,8 +56,7 @@ impl Servers {
             None
         };
         let https = if api.https.enabled {
-            let listener = listen(&api.https.interface, api.https.port, "apiServer.https.port").await?;
-            Some((listener, tls_config(&api.https, &config.general)?))
+            Some(listen(&api.https.interface, api.https.port, "apiServer.https.port").await?)
         } else {
             None
         };
@@ -72,21 +71,33 @@ impl Servers {
 
     /// The address of HTTPS.
     pub fn https_address(&self) -> Option<SocketAddr> {
-        self.https.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+        self.https.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
-    /// Serves until `shutdown` is cancelled, in tasks of `tasks`.
-    pub fn serve(self, router: &Router, tasks: &TaskTracker, shutdown: &CancellationToken) {
+    /// Serves until `shutdown` is cancelled, in tasks of `tasks`. A certificate that is made for HTTPS lies in the
+    /// work folder, so the caller holds the store's lock by now: two first starts must not mix their files.
+    pub fn serve(
+        self,
+        config: &Config,
+        router: &Router,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let tls = match &self.https {
+            Some(_) => Some(tls_config(&config.api_server.https, &config.general)?),
+            None => None,
+        };
         let serving = Serving { router: router.clone(), tasks: tasks.clone(), shutdown: shutdown.clone() };
         if let Some(listener) = self.http {
             tasks.spawn(serving.clone().tcp(listener, None));
         }
-        if let Some((listener, tls)) = self.https {
+        if let (Some(listener), Some(tls)) = (self.https, tls) {
             tasks.spawn(serving.clone().tcp(listener, Some(TlsAcceptor::from(tls))));
         }
         if let Some(listener) = self.unix {
             tasks.spawn(serving.unix(listener));
         }
+        Ok(())
     }
 }
 
@@ -236,14 +247,38 @@ fn tls_config(https: &HttpsServer, general: &General) -> anyhow::Result<Arc<Serv
     let private = PrivateKeyDer::from_pem_file(&key)
         .with_context(|| format!("can't read the API's key {}", key.display()))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .context("no TLS version can be used")?
-        .with_no_client_auth()
+        .context("no TLS version can be used")?;
+    let builder = match client_verifier(https, provider)? {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder
         .with_single_cert(chain, private)
         .with_context(|| format!("the API's certificate {} and its key don't fit", cert.display()))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// What client certificates are checked with; none if nobody is asked for one.
+fn client_verifier(
+    https: &HttpsServer,
+    provider: Arc<rustls::crypto::CryptoProvider>,
+) -> anyhow::Result<Option<Arc<dyn rustls::server::danger::ClientCertVerifier>>> {
+    let file = &https.tls_ca_file;
+    if file.is_empty() {
+        return Ok(None);
+    }
+    let what = || format!("can't read the clients' CAs in {file} (apiServer.https.tlsCaFile)");
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(file).with_context(what)? {
+        roots.add(certificate.with_context(what)?).with_context(what)?;
+    }
+    anyhow::ensure!(!roots.is_empty(), "{}: it holds no certificate", what());
+    let builder = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
+    let builder = if https.require_client_cert { builder } else { builder.allow_unauthenticated() };
+    Ok(Some(builder.build().with_context(what)?))
 }
 
 fn self_signed(dir: &Path) -> anyhow::Result<(std::path::PathBuf, std::path::PathBuf)> {
@@ -259,21 +294,22 @@ fn self_signed(dir: &Path) -> anyhow::Result<(std::path::PathBuf, std::path::Pat
     }
     let made = rcgen::generate_simple_self_signed(names).context("can't make a certificate for the API")?;
     fs::create_dir_all(dir).with_context(|| format!("can't create {}", dir.display()))?;
-    write_private(&key, made.signing_key.serialize_pem().as_bytes())?;
-    fs::write(&cert, made.cert.pem()).with_context(|| format!("can't write {}", cert.display()))?;
+    // Each whole or not at all, the certificate last: it is there only with its own key.
+    write(&key, made.signing_key.serialize_pem().as_bytes(), 0o600)?;
+    write(&cert, made.cert.pem().as_bytes(), 0o644)?;
     tracing::info!(cert = %cert.display(), "made a self-signed certificate for the API");
     Ok((cert, key))
 }
 
-fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+fn write(path: &Path, content: &[u8], mode: u32) -> anyhow::Result<()> {
     use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
-    let mut options = fs::OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("can't write {}", path.display()))?;
-    file.write_all(content).with_context(|| format!("can't write {}", path.display()))
+    let draft = path.with_extension("new");
+    let write = || {
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&draft)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&draft, path)
+    };
+    write().with_context(|| format!("can't write {}", path.display()))
 }

@@ -71,7 +71,9 @@ pub(super) async fn get(
         .iter()
         .find_map(|insight| Some(show(insight, &name, services(insight).get(name.as_str())?)))
         .map(|body| respond::ok(&body))
-        .ok_or_else(|| ApiError::not_found(RETRIEVE))
+        .ok_or_else(|| {
+            ApiError::not_found(RETRIEVE, format_args!("ServiceInsight {name:?} in mesh {mesh:?}"))
+        })
 }
 
 /// The services of a stored insight by name.

@@ -31,7 +31,7 @@ pub(super) async fn hostnames(
     let descriptor = by_path(&service).ok_or_else(unavailable)?;
     let key = ResourceKey { kind: descriptor.name, mesh, name };
     let service = state.control.store.get(&key).await.map_err(failed)?;
-    let service = service.ok_or_else(|| ApiError::not_found("could not retrieve service"))?;
+    let service = service.ok_or_else(|| ApiError::not_found("could not retrieve service", &key))?;
     let generators = state.control.store.list("HostnameGenerator", None).await.map_err(failed)?;
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for generator in &generators {
@@ -114,7 +114,7 @@ pub(super) async fn dataplanes(
     let failed = |error| ApiError::store("Could not retrieve MeshService", &error);
     let key = ResourceKey { kind: "MeshService", mesh: mesh.clone(), name };
     let service = state.control.store.get(&key).await.map_err(failed)?;
-    let service = service.ok_or_else(|| ApiError::not_found("Could not retrieve MeshService"))?;
+    let service = service.ok_or_else(|| ApiError::not_found("Could not retrieve MeshService", &key))?;
     let selected: Vec<Value> = state
         .control
         .store

@@ -6,20 +6,14 @@ use axum::{
     extract::{Extension, State},
     response::Response,
 };
-use http::Uri;
 use serde_json::{Map, Value, json};
 use ursa_model::{Descriptor, Form, Resource, Scope, registry};
 
-use super::{OverTls, Shared, error::ApiError, overview, respond};
+use super::{Shared, error::ApiError, overview, respond};
 use crate::access::{Right, User};
 
 /// `GET /`
-pub(super) async fn index(
-    State(state): State<Shared>,
-    tls: Option<Extension<OverTls>>,
-    uri: Uri,
-    headers: http::HeaderMap,
-) -> Response {
+pub(super) async fn index(State(state): State<Shared>) -> Response {
     let config = &state.control.config.api_server;
     let mut body = json!({
         "hostname": state.hostname,
@@ -29,13 +23,9 @@ pub(super) async fn index(
         "instanceId": state.control.instance_id,
         "clusterId": state.control.store.cluster_id(),
     });
-    if config.gui.enabled {
-        let gui = if config.gui.root_url.is_empty() {
-            format!("{}{}", state.base_url(&uri, &headers, tls.is_some()), config.gui.base_path)
-        } else {
-            config.gui.root_url.clone()
-        };
-        body["gui"] = json!(gui);
+    // What isn't served isn't advertised.
+    if config.gui.enabled && !config.gui.root_url.is_empty() {
+        body["gui"] = json!(config.gui.root_url);
     }
     respond::ok(&body)
 }

@@ -157,6 +157,94 @@ async fn the_configuration_shows_no_secret() {
 }
 
 #[tokio::test]
+async fn what_was_asked_for_is_named() {
+    let api = fixture().with_mesh().await;
+    for (method, path, named) in [
+        ("GET", "/meshes/absent/dataplanes", "Mesh \"absent\""),
+        ("GET", "/meshes/absent", "Mesh \"absent\""),
+        ("DELETE", "/meshes/absent", "Mesh \"absent\""),
+        ("GET", "/meshes/default/meshtimeouts/absent", "MeshTimeout \"absent\" in mesh \"default\""),
+        ("DELETE", "/meshes/default/meshtimeouts/absent", "MeshTimeout \"absent\" in mesh \"default\""),
+        ("GET", "/meshes/default/meshtimeouts/absent/_resources/dataplanes", "MeshTimeout \"absent\""),
+        ("GET", "/meshes/default/dataplanes/absent/_overview", "Dataplane \"absent\" in mesh \"default\""),
+        ("GET", "/meshes/default/meshservices/absent/_dataplanes", "MeshService \"absent\""),
+        ("GET", "/meshes/default/meshservices/absent/_hostnames", "MeshService \"absent\""),
+        ("GET", "/meshes/default/service-insights/absent", "ServiceInsight \"absent\""),
+        ("GET", "/_kri/kri_mt_default_default__absent_", "kri_mt_default_default__absent_"),
+    ] {
+        let (status, body) = api.send(method, path, Value::Null).await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{path}: {body}");
+        let detail = body["detail"].as_str().unwrap();
+        assert!(detail.starts_with("Not found: ") && detail.contains(named), "{method} {path}: {body}");
+    }
+}
+
+#[tokio::test]
+async fn pages_of_listed_origins_may_ask() {
+    let domains = json!(["https://ui.example.com", "https://[a-z]+\\.corp\\.example"]);
+    let setting = ("apiServer.corsAllowedDomains".to_owned(), domains);
+    let api = fixture_with(Config::default().with(&[setting]).unwrap());
+    let ask = async |method: &str, origin: &str| {
+        let request = Request::builder()
+            .method(method)
+            .uri("/meshes")
+            .header(header::ORIGIN, origin)
+            .header(header::ACCESS_CONTROL_REQUEST_METHOD, "PUT")
+            .extension(local());
+        let response = api.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        let allowed = response.headers().get(header::ACCESS_CONTROL_ALLOW_ORIGIN).cloned();
+        (response.status(), allowed)
+    };
+    for origin in ["https://ui.example.com", "https://abc.corp.example"] {
+        let (status, allowed) = ask("OPTIONS", origin).await;
+        assert_eq!((status, allowed.unwrap()), (StatusCode::NO_CONTENT, origin));
+        // Being allowed to ask is no right to be answered.
+        let (status, allowed) = ask("GET", origin).await;
+        assert_eq!((status, allowed.unwrap()), (StatusCode::UNAUTHORIZED, origin));
+    }
+    for origin in [
+        "https://evil.example",
+        "https://uiXexample.com",
+        "https://ui.example.com.evil",
+        "http://a.corp.example.evil",
+        "null",
+    ] {
+        let (status, allowed) = ask("OPTIONS", origin).await;
+        assert_eq!((status, allowed), (StatusCode::UNAUTHORIZED, None), "{origin}");
+    }
+    // By default nobody from elsewhere.
+    let api = fixture();
+    let request =
+        Request::builder().method("OPTIONS").uri("/").header(header::ORIGIN, "https://ui.example.com");
+    let response = api.router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    assert!(!response.headers().contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
+}
+
+#[tokio::test]
+async fn only_a_page_that_exists_is_advertised() {
+    let ask = async |api: Fixture| api.send("GET", "/", Value::Null).await.1;
+    assert_eq!(ask(fixture()).await.get("gui"), None);
+    let page = ("apiServer.gui.rootUrl".to_owned(), json!("https://ui.example.com/gui"));
+    let api = fixture_with(Config::default().with(&[page]).unwrap());
+    assert_eq!(ask(api).await["gui"], "https://ui.example.com/gui");
+}
+
+#[tokio::test]
+async fn what_is_ignored_is_said_in_a_header() {
+    let api = fixture().with_mesh().await;
+    let body = json!({
+        "type": "MeshTimeout", "mesh": "default", "name": "t",
+        "spec": {"to": [{"targetRef": {"kind": "Mesh"}, "default": {"idleTimeout": "5s"}}], "nonsense": 1},
+    });
+    let request = Request::builder().method("PUT").uri("/meshes/default/meshtimeouts/t").extension(OPERATOR);
+    let request = request.body(Body::from(body.to_string())).unwrap();
+    let response = api.router.clone().oneshot(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::CREATED);
+    let warning = response.headers()[header::WARNING].to_str().unwrap();
+    assert!(warning.starts_with("299 ursa \"") && warning.contains("nonsense"), "{warning}");
+}
+
+#[tokio::test]
 async fn a_taken_port_says_what_to_do() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = taken.local_addr().unwrap().port();

@@ -8,6 +8,40 @@ use super::{Config, ConfigError};
 
 const PREFIX: &str = "URSA_";
 
+/// Variables of other programs of ours, which may well be in the same environment (a shell, a unit's file).
+const OTHERS: [&str; 25] = [
+    // What is no setting, but a flag of this program and of others.
+    "URSA_CONFIG",
+    "URSA_LOG",
+    "URSA_SOCKET",
+    // ursa
+    "URSA_CONFIG_FILE",
+    // ursa-agent
+    "URSA_AGENT_CONFIG",
+    "URSA_CONTROL_PLANE",
+    "URSA_RUN_DIR",
+    "URSA_STATE_DIR",
+    "URSA_WORKLOADS_DIR",
+    "URSA_ENVOY",
+    "URSA_SHIM",
+    "URSA_LAUNCHER",
+    "URSA_NODE",
+    "URSA_PROXY_UID",
+    "URSA_PROXY_GID",
+    "URSA_CONCURRENCY",
+    "URSA_LOG_LEVEL",
+    "URSA_RESOLV_CONF",
+    "URSA_DRAIN_SECONDS",
+    // ursa-init; those that are near to a setting of ours
+    "URSA_NETNS",
+    "URSA_HOST",
+    "URSA_REDIRECT",
+    "URSA_DNS",
+    "URSA_DNS_PORT",
+    // the tests
+    "URSA_SKIP_PRIVILEGED",
+];
+
 pub(super) fn defaults() -> Value {
     to_value(&Config::default())
 }
@@ -56,22 +90,23 @@ fn merge_at(base: &mut Value, layer: Value, path: &str, origin: &str) -> Result<
 pub(super) fn variables(base: &mut Value, variables: &BTreeMap<String, String>) -> Result<(), ConfigError> {
     let mut names = BTreeMap::new();
     collect(base, "", &mut names);
-    for (name, text) in variables.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
-        // These belong to the command line and to the tests, not to the configuration.
-        if matches!(name.as_str(), "URSA_CONFIG" | "URSA_LOG" | "URSA_SKIP_PRIVILEGED") {
-            continue;
+    // A variable that is no setting is somebody else's: it doesn't keep the control plane from starting.
+    for (name, text) in variables {
+        if let Some(path) = names.get(name) {
+            set(base, path, text, &format!("the variable {name}"))?;
         }
-        let Some(path) = names.get(name) else {
-            let near = nearest(name, names.keys());
-            return Err(ConfigError::UnknownKey {
-                key: name.clone(),
-                origin: "the environment".into(),
-                hint: near.map(|near| format!("; did you mean {near}?")).unwrap_or_default(),
-            });
-        };
-        set(base, path, text, &format!("the variable {name}"))?;
     }
     Ok(())
+}
+
+/// The variable that exists and that `name`, which doesn't, was probably meant to be.
+pub(super) fn meant(name: &str) -> Option<String> {
+    let mut names = BTreeMap::new();
+    collect(&defaults(), "", &mut names);
+    if !name.starts_with(PREFIX) || OTHERS.contains(&name) || names.contains_key(name) {
+        return None;
+    }
+    nearest(name, names.keys()).map(str::to_owned)
 }
 
 /// Sets one leaf from text, in the form that the leaf has now.
@@ -108,7 +143,7 @@ fn leaf<'a>(base: &'a mut Value, path: &str, origin: &str) -> Result<&'a mut Val
         let known = slot.as_object().is_some_and(|section| section.contains_key(key));
         if !known {
             let empty = Map::new();
-            return Err(unknown(path, origin, slot.as_object().unwrap_or(&empty), &parent));
+            return Err(unknown(&walked, origin, slot.as_object().unwrap_or(&empty), &parent));
         }
         slot = &mut slot[key];
     }

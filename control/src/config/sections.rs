@@ -4,6 +4,8 @@ use std::{net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use ursa_model::vip;
+
 use super::ConfigError;
 
 macro_rules! sections {
@@ -121,13 +123,14 @@ sections! {
         pub authn: Authn = Authn::default(),
         /// Refuses every write.
         pub read_only: bool = false,
-        /// Origins of web pages that may call the API.
+        /// Origins of web pages that may call the API (`https://ui.example.com`), or regular expressions of
+        /// whole origins.
         pub cors_allowed_domains: Vec<String> = Vec::new(),
         /// The API's address as clients see it; empty: as in the request.
         pub root_url: String = String::new(),
         /// The largest body that is accepted, in bytes.
         pub max_body_bytes: u64 = 10 * 1024 * 1024,
-        /// The web page.
+        /// A web page elsewhere.
         pub gui: Gui = Gui::default(),
     }
 
@@ -153,6 +156,10 @@ sections! {
         pub tls_cert_file: String = String::new(),
         /// Key of `tlsCertFile`.
         pub tls_key_file: String = String::new(),
+        /// CAs whose client certificates are taken. A certificate makes nobody an admin: tokens do.
+        pub tls_ca_file: String = String::new(),
+        /// Refuses connections without a certificate from `tlsCaFile`.
+        pub require_client_cert: bool = false,
     }
 
     /// Who is who.
@@ -196,13 +203,13 @@ sections! {
         pub mesh: String = String::new(),
     }
 
-    /// The web page.
+    /// A web page that is served elsewhere; this control plane has none of its own yet.
     pub struct Gui {
-        /// Whether it is served.
+        /// Whether `GET /` names it.
         pub enabled: bool = true,
-        /// Its address as clients see it; empty: the API's and `basePath`.
+        /// Its address; empty: there is none.
         pub root_url: String = String::new(),
-        /// Its path.
+        /// Its path, below the API's address; without effect until there is a page.
         pub base_path: String = "/gui".into(),
     }
 
@@ -312,7 +319,8 @@ sections! {
         pub skip_hostname_generators: bool = false,
     }
 
-    /// Addresses for services.
+    /// Addresses for services: parts of the ranges that every node routes to `lo`. The IPv6 address of a
+    /// service carries its IPv4 address in its last 32 bits, so these ranges are those of both families.
     pub struct Ipam {
         /// For MeshService.
         pub mesh_service: Cidr = Cidr { cidr: "241.0.0.0/8".into() },
@@ -350,6 +358,14 @@ impl Granted {
 
     fn authenticated() -> Self {
         Self { users: Vec::new(), groups: vec!["mesh-system:authenticated".into()] }
+    }
+}
+
+impl Ipam {
+    /// Where MeshService addresses come from.
+    pub fn mesh_service_range(&self) -> vip::Range {
+        // What was loaded has been checked.
+        self.mesh_service.cidr.parse().unwrap_or(vip::MESH_SERVICE)
     }
 }
 
@@ -425,6 +441,39 @@ impl Config {
                 "multizone.zone.name",
                 format!("{zone:?} isn't an RFC 1035 label of at most 63 characters"),
             );
+        }
+        let https = &self.api_server.https;
+        if https.require_client_cert && https.tls_ca_file.is_empty() {
+            return wrong(
+                "apiServer.https.requireClientCert",
+                "client certificates can't be checked without apiServer.https.tlsCaFile".into(),
+            );
+        }
+        if let Err(error) = crate::api::Origins::parse(&self.api_server.cors_allowed_domains) {
+            return wrong("apiServer.corsAllowedDomains", error.to_string());
+        }
+        for (key, range, whole) in [
+            ("ipam.meshService.cidr", &self.ipam.mesh_service, vip::MESH_SERVICE),
+            ("ipam.meshExternalService.cidr", &self.ipam.mesh_external_service, vip::MESH_EXTERNAL_SERVICE),
+            (
+                "ipam.meshMultiZoneService.cidr",
+                &self.ipam.mesh_multi_zone_service,
+                vip::MESH_MULTI_ZONE_SERVICE,
+            ),
+        ] {
+            match range.cidr.parse::<vip::Range>() {
+                Err(error) => return wrong(key, error.to_string()),
+                Ok(range) if !whole.covers(range) || range.prefix > 30 => {
+                    return wrong(
+                        key,
+                        format!(
+                            "{range} isn't a part of {whole} with four addresses or more; nodes keep only the mesh's \
+                             own ranges from leaving in plaintext"
+                        ),
+                    );
+                }
+                Ok(_) => {}
+            }
         }
         let pairs = [
             ("general.tlsCertFile", &self.general.tls_cert_file, &self.general.tls_key_file),

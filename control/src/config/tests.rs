@@ -44,10 +44,32 @@ fn an_unknown_key_is_named_with_the_nearest() {
 }
 
 #[test]
-fn an_unknown_variable_is_named() {
-    let error = load(None, vars(&[("URSA_API_SERVER_HTTP_PROT", "1")]), &[]).unwrap_err().to_string();
-    assert!(error.contains("URSA_API_SERVER_HTTP_PROT"), "{error}");
-    assert!(error.contains("did you mean URSA_API_SERVER_HTTP_PORT?"), "{error}");
+fn a_flag_with_a_typo_in_the_middle_is_understood() {
+    let error = load(None, [], &vars(&[("apiServer.htp.port", "1")])).unwrap_err().to_string();
+    assert!(error.contains("did you mean \"apiServer.http\"?"), "{error}");
+}
+
+#[test]
+fn variables_of_others_set_nothing_and_typos_are_named() {
+    let set = [
+        "URSA_API_SERVER_HTTP_PROT",
+        "URSA_SOCKET",
+        "URSA_ENVOY",
+        "URSA_NODE",
+        "URSA_LOG_LEVEL",
+        "URSA_EXCLUDE_OUTBOUND_UIDS",
+        "URSA_SOMETHING_ELSE",
+        "URSA_MODE",
+        "HOME",
+    ];
+    let config = load(None, set.map(|name| (name.to_owned(), "zone".to_owned())), &[]).unwrap();
+    assert_eq!(config, Config::default());
+    let found: Vec<String> = misspelled(set.map(str::to_owned)).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        found,
+        ["the variable URSA_API_SERVER_HTTP_PROT is no setting and is ignored; did you mean \
+          URSA_API_SERVER_HTTP_PORT?"]
+    );
 }
 
 #[test]
@@ -64,6 +86,16 @@ fn plain_http_stays_on_loopback() {
     let error =
         load(None, vars(&[("URSA_API_SERVER_HTTP_INTERFACE", "0.0.0.0")]), &[]).unwrap_err().to_string();
     assert!(error.contains("apiServer.https"), "{error}");
+}
+
+#[test]
+fn service_addresses_are_a_part_of_the_meshs_own() {
+    let config = load(None, vars(&[("URSA_IPAM_MESH_SERVICE_CIDR", "241.7.0.0/16")]), &[]).unwrap();
+    assert_eq!(config.ipam.mesh_service_range().to_string(), "241.7.0.0/16");
+    for wrong in ["10.0.0.0/8", "240.0.0.0/4", "241.0.0.0/31", "fd00::/64", "241.0.0.0"] {
+        let error = load(None, vars(&[("URSA_IPAM_MESH_SERVICE_CIDR", wrong)]), &[]).unwrap_err().to_string();
+        assert!(error.contains("ipam.meshService.cidr"), "{wrong}: {error}");
+    }
 }
 
 #[test]

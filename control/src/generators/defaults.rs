@@ -10,18 +10,21 @@ use ursa_model::types::mesh_timeout::MeshTimeout;
 use ursa_model::types::zone::Zone;
 use ursa_model::{GoDuration, Meta, Resource, ResourceKey, ResourceSpec as _, labels, policy};
 
-use super::{Generators, Outcome};
-use crate::store::StoreError;
+use super::{Generators, Outcome, RETRY};
+use crate::store::{Store, StoreError};
 use crate::sweep;
-use crate::tokens::TokenKind;
+use crate::tokens::{TokenError, TokenKind, Tokens};
 
 /// Meshes that have received their defaults: what somebody removes afterwards stays removed.
 const BUCKET: &str = "mesh-defaults";
 const ZONE_BUCKET: &str = "zone-defaults";
+/// Meshes that have received their first signing key. One that an operator removes stays removed.
+const KEYS_BUCKET: &str = "mesh-signing-keys";
 
 impl Generators {
-    /// The mesh `default`, the Zone, and HostnameGenerators: once in the life of a store.
-    pub(super) async fn zone_defaults(&self) {
+    /// The mesh `default`, the Zone, and HostnameGenerators: once in the life of a store, before anybody is served,
+    /// who would look for them.
+    pub(crate) async fn zone_defaults(&self) {
         if let Err(error) = self.try_zone_defaults().await {
             tracing::error!(
                 "can't make the zone's defaults: {error}; they are tried again at the next start"
@@ -59,6 +62,9 @@ impl Generators {
         let Some(resource) = self.store.get(&key).await? else {
             return self.forget_mesh(name).await;
         };
+        if self.store.private(KEYS_BUCKET, name).await?.is_none() {
+            self.make_signing_key(name);
+        }
         if self.store.private(BUCKET, name).await?.is_some() {
             return Ok(None);
         }
@@ -75,22 +81,45 @@ impl Generators {
                 self.create(Resource::new(Meta::new(name, policy), &spec)).await?;
             }
         }
-        // Generating an RSA key takes a while, and nobody waits for this one.
-        let (tokens, mesh) = (self.tokens.clone(), name.to_owned());
-        tokio::spawn(async move {
-            if let Err(error) = tokens.ensure_signing_key(&TokenKind::Dataplane { mesh: mesh.clone() }).await
-            {
-                tracing::error!("can't make the dataplane token signing key of mesh {mesh:?}: {error}");
-            }
-        });
         self.store.put_private(BUCKET, name, Vec::new(), None).await?;
         Ok(None)
+    }
+
+    /// Generating an RSA key takes a while, and nobody waits for this one. It is tried until it is there: again
+    /// after an error, and by the next process if this one dies meanwhile.
+    fn make_signing_key(&self, mesh: &str) {
+        let (store, tokens, mesh) = (self.store.clone(), self.tokens.clone(), mesh.to_owned());
+        tokio::spawn(async move {
+            loop {
+                match ensure_signing_key(&store, &tokens, &mesh).await {
+                    Ok(()) | Err(TokenError::Store(StoreError::Closed)) => return,
+                    Err(error) => tracing::error!(
+                        "can't make the dataplane token signing key of mesh {mesh:?}: {error}; trying again in {RETRY:?}"
+                    ),
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        });
     }
 
     async fn forget_mesh(&self, name: &str) -> Outcome {
         sweep::mesh(&self.store, name).await?;
         self.store.delete_private(BUCKET, name).await?;
+        self.store.delete_private(KEYS_BUCKET, name).await?;
         Ok(None)
+    }
+}
+
+async fn ensure_signing_key(store: &Store, tokens: &Tokens, mesh: &str) -> Result<(), TokenError> {
+    // The mesh may have gone since.
+    if store.get(&ResourceKey::new(Mesh::DESCRIPTOR, "", mesh)).await?.is_none() {
+        return Ok(());
+    }
+    tokens.ensure_signing_key(&TokenKind::Dataplane { mesh: mesh.to_owned() }).await?;
+    match store.put_private(KEYS_BUCKET, mesh, Vec::new(), None).await {
+        // Two of these may run for one mesh.
+        Err(StoreError::Exists(_) | StoreError::Conflict(_)) => Ok(()),
+        other => Ok(other.map(drop)?),
     }
 }
 

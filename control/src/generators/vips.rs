@@ -10,8 +10,10 @@ use ursa_model::{ResourceKey, ResourceSpec as _, vip};
 use crate::world::Index;
 
 /// Which addresses are held, by whom.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Vips {
+    /// Where new addresses come from; one that is held stays, wherever it is.
+    range: vip::Range,
     by_service: HashMap<ResourceKey, Ipv4Addr>,
     held: HashSet<Ipv4Addr>,
     /// The last address that was given out.
@@ -20,8 +22,8 @@ pub(super) struct Vips {
 
 impl Vips {
     /// What is held according to the services themselves.
-    pub(super) fn load(index: &Index) -> Self {
-        let mut vips = Self { last: range().0, ..Self::default() };
+    pub(super) fn load(index: &Index, range: vip::Range) -> Self {
+        let mut vips = Self::new(range);
         for service in index.list_all(MeshService::DESCRIPTOR.name) {
             let Ok(status) = service.status_as::<MeshService>() else { continue };
             if let Some(address) = v4_of(&status.vips) {
@@ -31,10 +33,18 @@ impl Vips {
         vips
     }
 
+    fn new(range: vip::Range) -> Self {
+        let (by_service, held) = (HashMap::new(), HashSet::new());
+        Self { range, by_service, held, last: bounds(range).0 }
+    }
+
     /// The addresses of a service, given out now if it has none: IPv4, and the IPv6 made of it.
     pub(super) fn of(&mut self, service: &ResourceKey) -> Vec<Vip> {
         let Some(address) = self.by_service.get(service).copied().or_else(|| self.allocate(service)) else {
-            tracing::error!("{service} gets no address: the range {} is exhausted", vip::MESH_SERVICE);
+            tracing::error!(
+                "{service} gets no address: the range {} is exhausted; see ipam.meshService.cidr",
+                self.range
+            );
             return Vec::new();
         };
         vec![Vip { ip: address.to_string() }, Vip { ip: vip::v6_of(address).to_string() }]
@@ -50,13 +60,15 @@ impl Vips {
     fn hold(&mut self, service: ResourceKey, address: Ipv4Addr) {
         // Of two holders the first by name keeps it; the other gets a new one.
         if self.held.insert(address) {
-            self.last = self.last.max(address.to_bits());
+            if self.range.contains(IpAddr::V4(address)) {
+                self.last = self.last.max(address.to_bits());
+            }
             self.by_service.insert(service, address);
         }
     }
 
     fn allocate(&mut self, service: &ResourceKey) -> Option<Ipv4Addr> {
-        let (first, end) = range();
+        let (first, end) = bounds(self.range);
         let size = end - first;
         // The first and the last address of the range stay out, as they do in any network.
         let found = (1..=size)
@@ -72,10 +84,10 @@ impl Vips {
 }
 
 /// First and last address.
-fn range() -> (u32, u32) {
-    let IpAddr::V4(base) = vip::MESH_SERVICE.base else { return (0, 1) };
+fn bounds(range: vip::Range) -> (u32, u32) {
+    let IpAddr::V4(base) = range.base else { return (0, 1) };
     let first = base.to_bits();
-    (first, first | (u32::MAX >> vip::MESH_SERVICE.prefix))
+    (first, first | u32::MAX.checked_shr(u32::from(range.prefix)).unwrap_or(0))
 }
 
 fn v4_of(vips: &[Vip]) -> Option<Ipv4Addr> {
@@ -93,7 +105,7 @@ mod tests {
     }
 
     fn vips() -> Vips {
-        Vips { last: range().0, ..Vips::default() }
+        Vips::new(vip::MESH_SERVICE)
     }
 
     #[test]
@@ -112,7 +124,21 @@ mod tests {
         let old = vips.of(&service("a"));
         vips.release(&service("a"));
         assert_ne!(vips.of(&service("b")), old);
-        vips.last = range().1 - 1;
+        vips.last = bounds(vip::MESH_SERVICE).1 - 1;
         assert_eq!(vips.of(&service("c")), old, "only after the whole range");
+    }
+
+    #[test]
+    fn new_addresses_come_from_the_configured_range_and_held_ones_stay() {
+        let mut vips = Vips::new("241.7.0.0/30".parse().unwrap());
+        vips.hold(service("old"), "241.0.0.9".parse().unwrap());
+        assert_eq!(vips.of(&service("old"))[0].ip, "241.0.0.9");
+        let new = vips.of(&service("a"));
+        assert_eq!(
+            new.iter().map(|vip| vip.ip.as_str()).collect::<Vec<_>>(),
+            ["241.7.0.1", "fd75:7273:6100::f107:1"]
+        );
+        assert_eq!(vips.of(&service("b"))[0].ip, "241.7.0.2");
+        assert!(vips.of(&service("c")).is_empty(), "four addresses, of which two are usable");
     }
 }

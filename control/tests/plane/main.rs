@@ -2,6 +2,8 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
+mod keys;
 mod misuse;
 mod nodes;
+mod server;
 mod support;

@@ -31,6 +31,21 @@ pub const DEVIATIONS: &[Deviation] = &[
     },
 ];
 
+/// A text that goes on where the peer's ends; whatever else is in the answer is judged as ever.
+#[derive(Debug, Clone, Copy)]
+pub struct Wording {
+    /// The peer's whole text.
+    pub theirs: &'static str,
+    /// How Ursa's longer one begins.
+    pub ours: &'static str,
+    /// Why Ursa says more.
+    pub reason: &'static str,
+}
+
+/// All of them.
+pub const WORDINGS: &[Wording] =
+    &[Wording { theirs: "Not found", ours: "Not found: ", reason: "an error names what was asked for" }];
+
 /// The deviation that covers a case.
 pub fn of(id: &str) -> Option<&'static Deviation> {
     DEVIATIONS.iter().find(|deviation| match deviation.cases.strip_suffix('*') {

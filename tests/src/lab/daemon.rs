@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -109,16 +109,28 @@ impl Daemon {
         }
     }
 
-    /// Asks it to end, and waits.
-    pub fn stop(&mut self, deadline: Duration) -> anyhow::Result<()> {
-        let Some(child) = self.child.as_mut() else { return Ok(()) };
-        kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM)?;
-        wait::until(&format!("{} to end after SIGTERM", self.name), deadline, || match child.try_wait() {
-            Ok(Some(_)) => Ok(()),
-            _ => Err("it still runs".to_owned()),
-        })?;
+    /// Asks it to end, and waits; how it ended.
+    pub fn stop(&mut self, deadline: Duration) -> anyhow::Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait_end(deadline)
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = self.pid().with_context(|| format!("{} doesn't run", self.name))?;
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("cannot send {signal} to {}", self.name))
+    }
+
+    /// Waits until it has ended by itself; how it ended.
+    pub fn wait_end(&mut self, deadline: Duration) -> anyhow::Result<ExitStatus> {
+        let child = self.child.as_mut().with_context(|| format!("{} doesn't run", self.name))?;
+        let (status, _) =
+            wait::until(&format!("{} to end", self.name), deadline, || match child.try_wait() {
+                Ok(Some(status)) => Ok(status),
+                _ => Err("it still runs".to_owned()),
+            })?;
         self.child = None;
-        Ok(())
+        Ok(status)
     }
 
     /// Lets it run on when this value is dropped.
@@ -157,8 +169,8 @@ impl Drop for Daemon {
     }
 }
 
-/// Takes our own variables out of a command's environment: they are settings of the programs, which refuse those
-/// that they don't know, and say which.
+/// Takes our own variables out of a command's environment: they are settings of the programs, and a test wants
+/// only its own.
 pub fn without_settings(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("URSA_") {

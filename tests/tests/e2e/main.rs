@@ -12,6 +12,7 @@ mod identity;
 mod impostor;
 mod journey;
 mod lab;
+mod operator;
 mod plaintext;
 mod rejected;
 mod sockets;

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::conformance::deviations::WORDINGS;
+
 const TIMES: [&str; 3] = ["creationTime", "modificationTime", "createdAt"];
 
 /// What differs between two bodies.
@@ -50,7 +52,11 @@ fn normalise(value: &Value) -> Value {
             Value::Object(kept)
         }
         Value::Array(items) => items.iter().map(normalise).collect(),
-        Value::String(text) => Value::from(text.replace("{{address}}", super::server::ADDRESS)),
+        Value::String(text) => {
+            let wording = WORDINGS.iter().find(|wording| text.starts_with(wording.ours));
+            let text = wording.map_or(text.as_str(), |wording| wording.theirs);
+            Value::from(text.replace("{{address}}", super::server::ADDRESS))
+        }
         other => other.clone(),
     }
 }
