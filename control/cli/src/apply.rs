@@ -97,10 +97,9 @@ fn unresolved(text: &str) -> String {
         .filter(|name| !name.is_empty() && !name.starts_with('.'))
         .filter(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)))
         .collect();
-    names
-        .iter()
-        .map(|name| format!("\n  {{{{ {name} }}}} has no value; give it with --var {name}=…"))
-        .collect()
+    names.into_iter().fold(String::new(), |said, name| {
+        said + "\n  {{ " + name + " }} has no value; give it with --var " + name + "=…"
+    })
 }
 
 /// Writes one resource and says what became of it.

@@ -36,7 +36,12 @@ pub(crate) fn find(word: &str) -> anyhow::Result<Kind> {
     }
     let mut known: Vec<&str> = ursa_model::registry().iter().map(|descriptor| descriptor.path).collect();
     known.sort_unstable();
-    let near = known.iter().find(|path| path.starts_with(&plain) || plain.starts_with(**path));
+    // Alike but for their last two letters.
+    let alike = |path: &&&str| {
+        let common = path.bytes().zip(plain.bytes()).take_while(|(a, b)| a == b).count();
+        path.len() - common <= 2 && plain.len() - common <= 2
+    };
+    let near = known.iter().find(alike);
     let hint = near.map(|path| format!(" Did you mean {path:?}?")).unwrap_or_default();
     bail!("unknown TYPE {word:?}.{hint} Allowed values: {}", known.join(", "))
 }

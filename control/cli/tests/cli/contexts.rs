@@ -27,7 +27,7 @@ fn contexts_are_added_switched_and_removed() {
         ["*", "east", "https://east:5682"]
     );
     with(&["control-planes", "remove", "--name", "east"], "");
-    assert!(!with(&["view"], "").contains("east"));
+    assert!(!with(&["view"], "").contains("name: east"));
 
     let failed = |args: &[&str]| {
         let done = ursa(&[&["--config-file", file.to_str().unwrap()], args].concat());
