@@ -100,7 +100,7 @@ impl KindCache {
 
 #[derive(Debug)]
 pub(super) struct State {
-    kinds: [KindCache; 7],
+    kinds: [KindCache; Kind::ALL.len()],
     source: Source,
     revision: u64,
     reports: u64,

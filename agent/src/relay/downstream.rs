@@ -82,7 +82,7 @@ impl Subscription {
 /// The state of one Envoy's stream.
 #[derive(Debug)]
 pub struct Downstream {
-    kinds: [Subscription; 5],
+    kinds: [Subscription; Kind::ENVOY.len()],
     counter: u64,
     first_request: bool,
 }
@@ -220,14 +220,16 @@ impl Downstream {
     }
 
     /// Clusters before their endpoints before the listeners that use them. Envoy acknowledges clusters only once
-    /// they are warm, so nothing refers to one that isn't.
+    /// they are warm, so nothing refers to one that isn't. Filter configurations that Envoy already uses go before
+    /// their listeners too: what a change of both closes must not be open in between.
     fn may_add(&self, kind: Kind, state: &State) -> bool {
         let idle = |kind: Kind| {
             let sub = self.sub(kind);
             sub.in_flight.is_none() && sub.outstanding(state.kind(kind)).next().is_none()
         };
         match kind {
-            Kind::Listener | Kind::Route => idle(Kind::Cluster) && idle(Kind::Endpoint),
+            Kind::Route => idle(Kind::Cluster) && idle(Kind::Endpoint),
+            Kind::Listener => idle(Kind::Cluster) && idle(Kind::Endpoint) && idle(Kind::Extension),
             _ => true,
         }
     }

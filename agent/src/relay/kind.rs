@@ -15,6 +15,8 @@ pub enum Kind {
     Secret,
     /// Route configurations.
     Route,
+    /// Configurations of HTTP filters, by the names under which listeners ask for them.
+    Extension,
     /// Envoy listeners.
     Listener,
     /// A DNS name of the mesh; for the shim, never for Envoy.
@@ -25,18 +27,20 @@ pub enum Kind {
 
 impl Kind {
     /// Every type, additions first to last.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Cluster,
         Self::Endpoint,
         Self::Secret,
         Self::Route,
+        Self::Extension,
         Self::Listener,
         Self::Name,
         Self::Identity,
     ];
 
     /// The types that Envoy asks for.
-    pub const ENVOY: [Self; 5] = [Self::Cluster, Self::Endpoint, Self::Secret, Self::Route, Self::Listener];
+    pub const ENVOY: [Self; 6] =
+        [Self::Cluster, Self::Endpoint, Self::Secret, Self::Route, Self::Extension, Self::Listener];
 
     /// The type URL on the wire.
     pub const fn type_url(self) -> &'static str {
@@ -45,6 +49,7 @@ impl Kind {
             Self::Endpoint => type_url::ENDPOINT,
             Self::Secret => type_url::SECRET,
             Self::Route => type_url::ROUTE,
+            Self::Extension => type_url::EXTENSION,
             Self::Listener => type_url::LISTENER,
             Self::Name => type_url::NAME,
             Self::Identity => type_url::WORKLOAD_IDENTITY,
@@ -63,6 +68,7 @@ impl Kind {
             Self::Endpoint => "endpoints",
             Self::Secret => "secrets",
             Self::Route => "routes",
+            Self::Extension => "extensions",
             Self::Listener => "listeners",
             Self::Name => "names",
             Self::Identity => "identities",

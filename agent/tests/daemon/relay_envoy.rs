@@ -71,6 +71,41 @@ fn listener(name: &str, port: u16, cluster: &str, filter: &str) -> Proto {
     Proto::default().text(1, name).message(2, address(port)).message(3, chain)
 }
 
+const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
+
+fn any(type_url: &str, message: &Proto) -> Proto {
+    Proto::default().text(1, type_url).bytes(2, &message.0)
+}
+
+/// Nobody passes: rules that allow, and no policy.
+fn deny() -> Proto {
+    Proto::default().message(1, Proto::default())
+}
+
+/// Answers 200 to whom the filter of this name lets pass.
+fn http_listener(name: &str, port: u16, filter: &str) -> Proto {
+    let ads = Proto::default().message(3, Proto::default()).number(6, 2);
+    let discovery = Proto::default().message(1, ads).message(2, any(RBAC, &deny())).text(4, RBAC);
+    let route = Proto::default()
+        .message(1, Proto::default().text(1, "/"))
+        .message(7, Proto::default().number(1, 200));
+    let host = Proto::default().text(1, "all").text(2, "*").message(3, route);
+    let manager = Proto::default()
+        .text(2, "test")
+        .message(4, Proto::default().message(2, host))
+        .message(5, Proto::default().text(1, filter).message(5, discovery))
+        .message(5, Proto::default().text(1, "router").message(4, any(ROUTER, &Proto::default())));
+    let url = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+    let filter = Proto::default().text(1, "manager").message(4, any(url, &manager));
+    Proto::default().text(1, name).message(2, address(port)).message(3, Proto::default().message(3, filter))
+}
+
+fn permission(name: &str, version: &str, type_url: &str, config: &Proto) -> (String, Item) {
+    let config = Proto::default().text(1, name).message(2, any(type_url, config));
+    named(Kind::Extension, name, version, config)
+}
+
 const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 
 fn named(kind: Kind, name: &str, version: &str, message: Proto) -> (String, Item) {
@@ -268,4 +303,87 @@ async fn envoy_follows_refuses_and_outlives() {
 
 fn own_uid() -> u32 {
     nix::unistd::geteuid().as_raw()
+}
+
+/// The status of one more request over a connection that stays open.
+async fn asks(connection: &mut TcpStream) -> Option<u16> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let exchange = async {
+        connection.write_all(b"GET / HTTP/1.1\r\nhost: app\r\n\r\n").await.ok()?;
+        let (mut head, mut byte) = (Vec::new(), [0]);
+        while !head.ends_with(b"\r\n\r\n") {
+            connection.read_exact(&mut byte).await.ok()?;
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).ok()?.to_ascii_lowercase();
+        let length = head.split_once("content-length: ").map_or("0", |(_, rest)| rest);
+        let mut body = vec![0; length.lines().next()?.parse().ok()?];
+        connection.read_exact(&mut body).await.ok()?;
+        head.split_whitespace().nth(1)?.parse().ok()
+    };
+    tokio::time::timeout(Duration::from_secs(1), exchange).await.ok()?
+}
+
+async fn answers(port: u16) -> Option<u16> {
+    asks(&mut TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok()?).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_filter_configuration_acts_on_open_connections_and_is_kept() {
+    let Some(binary) = binary() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let cache = Arc::new(Cache::new());
+    let listener = http_listener("front", port, "rbac");
+    cache.update(Kind::Listener, vec![named(Kind::Listener, "front", "1", listener)], Vec::new());
+    for kind in Kind::ALL {
+        cache.synced(kind);
+    }
+    let socket = listen(dir.path());
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(serve(attach(&socket), Arc::clone(&cache), own_uid(), stop.clone()));
+    let envoy = start(&binary, dir.path());
+    let put = |version: &str, type_url: &str, config: &Proto| {
+        cache.update(Kind::Extension, vec![permission("rbac", version, type_url, config)], Vec::new());
+    };
+    let has = |version: &str| cache.accepted(Kind::Extension).get("rbac").is_some_and(|has| has == version);
+    until("the listener is taken", async || cache.accepted(Kind::Listener).contains_key("front")).await;
+    assert_eq!(answers(port).await, None, "closed before its permission is there");
+
+    put("1", RBAC, &Proto::default());
+    until("the permission is in force", async || answers(port).await == Some(200)).await;
+    let mut open = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    assert_eq!(asks(&mut open).await, Some(200));
+    put("2", RBAC, &deny());
+    until("it is withdrawn", async || has("2")).await;
+    until("the open connection is refused", async || asks(&mut open).await == Some(403)).await;
+    for _ in 0..20 {
+        assert_eq!(asks(&mut open).await, Some(403), "on the same connection");
+    }
+
+    // Another filter than the listener allows under that name: refused, and the former one stays in force.
+    put("3", ROUTER, &Proto::default());
+    until("the refusal is reported", async || cache.rejections().len() == 1).await;
+    let rejection = cache.rejections().remove(0);
+    assert_eq!((rejection.name.as_str(), rejection.version.as_str()), ("rbac", "3"));
+    assert!(rejection.message.contains("Router"), "in Envoy's words: {}", rejection.message);
+    assert_eq!(asks(&mut open).await, Some(403));
+
+    // The agent goes, then Envoy: its successor gets from disk what was in force.
+    let state = dir.path().join("state");
+    LastGood::new(state.join("xds")).store(&cache.good()).unwrap();
+    stop.cancel();
+    serving.await.unwrap().unwrap();
+    assert_eq!(asks(&mut open).await, Some(403));
+    let stop = CancellationToken::new();
+    let shim = tokio::spawn(serve_last_good(attach(&socket), state.clone(), stop.clone()));
+    drop(envoy);
+    let _envoy = start(&binary, dir.path());
+    until("the permission of before", async || match answers(port).await {
+        Some(200) => panic!("open to everybody"),
+        answer => answer == Some(403),
+    })
+    .await;
+    stop.cancel();
+    shim.await.unwrap().unwrap();
 }

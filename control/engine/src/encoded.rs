@@ -11,6 +11,8 @@ pub enum TypeUrl {
     Cluster,
     /// Envoy cluster load assignments.
     Endpoint,
+    /// Configurations of HTTP filters that listeners ask for by name.
+    Extension,
     /// Envoy listeners.
     Listener,
     /// Envoy route configurations.
@@ -25,9 +27,10 @@ pub enum TypeUrl {
 
 impl TypeUrl {
     /// Every kind, in the order in which additions go out.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Cluster,
         Self::Endpoint,
+        Self::Extension,
         Self::Listener,
         Self::Route,
         Self::Secret,
@@ -40,6 +43,7 @@ impl TypeUrl {
         match self {
             Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Self::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+            Self::Extension => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
             Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",

@@ -14,11 +14,11 @@ use crate::{
     input::{self, Object},
     own::{self, Own},
     policy::Selected,
-    snapshot::{Layer, Names, ProxyKey, Snapshot},
+    snapshot::{Names, ProxyKey, Snapshot},
     touched::Touched,
     view::{self, Store, View, ViewKey, Workshop},
     views::{ServiceKey, ViewId, Views},
-    xds::{endpoint, secret, tls::TRUST_BUNDLE, transparent::Redirect},
+    xds::{endpoint, secret, tls::TRUST_BUNDLE},
 };
 
 /// Names by proxy.
@@ -66,8 +66,10 @@ pub struct Counters {
     pub endpoints: u64,
     /// Pairs of cluster and listener of a service's port that were computed.
     pub outbounds: u64,
-    /// Proxies whose own resources were computed.
+    /// Pairs of cluster and listener of a proxy's own port that were computed.
     pub inbounds: u64,
+    /// Permissions that were computed, each for all ports that have the same.
+    pub permissions: u64,
     /// Trust bundles that were computed.
     pub secrets: u64,
 }
@@ -103,7 +105,7 @@ pub struct Engine {
     /// Trust bundles by mesh; none where nobody is trusted, because Envoy takes no empty one.
     secrets: BTreeMap<String, Option<Arc<Encoded>>>,
     store: Store,
-    catch_alls: BTreeMap<Redirect, Layer>,
+    own_store: own::Store,
     counters: Counters,
 }
 
@@ -120,7 +122,7 @@ impl Engine {
             assignments: BTreeMap::new(),
             secrets: BTreeMap::new(),
             store: Store::default(),
-            catch_alls: BTreeMap::new(),
+            own_store: own::Store::default(),
             counters: Counters::default(),
         }
     }
@@ -406,12 +408,13 @@ impl Engine {
         let own = if hash == old.hash {
             old.clone()
         } else {
-            self.counters.inbounds += 1;
-            let catch_all =
-                self.catch_alls.entry(proxy.redirect).or_insert_with(|| own::catch_all(proxy.redirect));
-            let zone = &self.config.zone;
-            let layer = own::build(mesh, proxy, &selected, &trust_domains, zone, catch_all, warnings);
-            Own { hash, layer: Arc::new(layer) }
+            let mut workshop = own::Workshop {
+                zone: &self.config.zone,
+                store: &mut self.own_store,
+                counters: &mut self.counters,
+                warnings,
+            };
+            own::build(mesh, proxy, &selected, &trust_domains, (hash, old), &mut workshop)
         };
         let view = ViewKey {
             mesh: key.mesh.clone(),

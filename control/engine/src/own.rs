@@ -1,20 +1,29 @@
 //! What is a proxy's own: its inbound ports, the redirect's inbound half, and its identity.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
 use ursa_model::ResourceKey;
 
 use crate::{
-    encoded::TypeUrl,
+    encoded::{Encoded, TypeUrl},
+    engine::Counters,
     envoy::encode,
     graph::{Mesh, spiffe_id},
     input::{self, InboundPort, Proxy},
     policies::EFFECTS,
-    policy::{Selected, merge},
+    policy::{
+        Policy, Selected,
+        merge::{self, Item},
+    },
     resources::WorkloadIdentity,
+    shared::Shared,
     snapshot::Layer,
     xds::{
-        inbound::{Inbound, Target},
+        inbound::{Finished, Inbound, Target, Use},
+        permission::{self, Peers, Permission},
         transparent::{self, Redirect},
     },
 };
@@ -24,6 +33,68 @@ use crate::{
 pub(crate) struct Own {
     pub(crate) hash: u128,
     pub(crate) layer: Arc<Layer>,
+    ports: Arc<[Port]>,
+}
+
+/// A port as it was made, for as long as nothing that it is made from changes.
+#[derive(Clone, Debug)]
+struct Port {
+    /// Hash of all that it depends on besides the permission.
+    key: u128,
+    /// The key of that part of the permission that the listener holds itself.
+    held: u128,
+    finished: Arc<Finished>,
+    /// Keeps it for others: shared values live as long as somebody holds them.
+    _permission: Arc<SharedPermission>,
+}
+
+/// A permission as all ports of one name under equal policies have it.
+#[derive(Debug)]
+struct SharedPermission {
+    key: u128,
+    permission: Permission,
+    mesh: OnceLock<Arc<Encoded>>,
+    plain: OnceLock<Arc<Encoded>>,
+}
+
+impl SharedPermission {
+    fn resource(&self, port: &str, peers: Peers) -> &Arc<Encoded> {
+        let cell = match peers {
+            Peers::Mesh => &self.mesh,
+            Peers::Plain => &self.plain,
+        };
+        cell.get_or_init(|| {
+            let name = permission::name(port, peers);
+            encode::resource(TypeUrl::Extension, &name, &self.permission.resource(&name, peers))
+        })
+    }
+
+    /// The key of what a listener holds of it.
+    fn held(&self, use_of: Use) -> u128 {
+        match use_of {
+            Use::Nothing | Use::Discovered => 0,
+            Use::DiscoveredButForeignTls => {
+                let plain = &self.permission.plain;
+                input::hash(&(&plain.name, plain.allow))
+            }
+            Use::Inline => self.key,
+        }
+    }
+}
+
+/// Derived values that proxies share although they are among each one's own.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    catch_alls: BTreeMap<Redirect, Layer>,
+    permissions: Shared<SharedPermission>,
+}
+
+/// What making a proxy's own resources needs of the engine.
+pub(crate) struct Workshop<'a> {
+    pub(crate) zone: &'a str,
+    pub(crate) store: &'a mut Store,
+    pub(crate) counters: &'a mut Counters,
+    pub(crate) warnings: &'a mut Vec<(ResourceKey, String)>,
 }
 
 /// Hash of all that a proxy's own resources depend on.
@@ -39,22 +110,24 @@ pub(crate) fn hash(mesh: &Mesh, proxy: &Proxy, selected: &Selected, trust_domain
     input::hash(&(format!("{:032x}", proxy.hash), identity, policies, trust_domains))
 }
 
-/// Builds them. A port that can't be built is left out with a warning on the Dataplane.
+/// Builds them, from `old` where that still holds. A port that can't be built is left out with a warning on the
+/// Dataplane.
 pub(crate) fn build(
     mesh: &Mesh,
     proxy: &Proxy,
     selected: &Selected,
     trust_domains: &[String],
-    zone: &str,
-    catch_all: &Layer,
-    warnings: &mut Vec<(ResourceKey, String)>,
-) -> Layer {
+    (hash, old): (u128, &Own),
+    workshop: &mut Workshop<'_>,
+) -> Own {
+    let catch_all =
+        workshop.store.catch_alls.entry(proxy.redirect).or_insert_with(|| catch_all(proxy.redirect));
     let mut layer = catch_all.clone();
-    let mut warn = |reason: String| warnings.push((input::key_of(&proxy.key), reason));
+    let mut warn = |reason: String| workshop.warnings.push((input::key_of(&proxy.key), reason));
 
     let mut secret = None;
     if let Some(identity) = mesh.identity_of(proxy) {
-        match spiffe_id(identity, proxy, zone) {
+        match spiffe_id(identity, proxy, workshop.zone) {
             Ok(id) => {
                 let message = WorkloadIdentity {
                     secret_name: identity.secret.to_string(),
@@ -72,14 +145,14 @@ pub(crate) fn build(
             )),
         }
     }
-    for inbound in &proxy.inbounds {
-        port(proxy, inbound, secret, selected, trust_domains, &mut layer, &mut warn);
-    }
-    layer
+    let identity = secret;
+    let mut maker = Maker { proxy, identity, selected, trust_domains, old, workshop };
+    let ports: Vec<Port> = proxy.inbounds.iter().map(|inbound| maker.port(inbound, &mut layer)).collect();
+    Own { hash, layer: Arc::new(layer), ports: ports.into() }
 }
 
 /// The redirect's inbound half, which proxies with equal ports share.
-pub(crate) fn catch_all(redirect: Redirect) -> Layer {
+fn catch_all(redirect: Redirect) -> Layer {
     let mut layer = Layer::default();
     transparent::inbound(redirect, &mut layer);
     layer
@@ -91,36 +164,100 @@ pub(crate) fn secret_name(mesh: &Mesh, proxy: &Proxy, zone: &str) -> Option<Arc<
     spiffe_id(identity, proxy, zone).ok().map(|_| Arc::clone(&identity.secret))
 }
 
-fn port(
-    proxy: &Proxy,
-    inbound: &InboundPort,
-    identity: Option<&str>,
-    selected: &Selected,
-    trust_domains: &[String],
-    layer: &mut Layer,
-    warn: &mut impl FnMut(String),
-) {
-    let name = format!("self_inbound_dp_{}", inbound.section);
-    let target = Target {
-        name: &name,
-        address: inbound.address,
-        port: inbound.port,
-        service_address: inbound.service_address,
-        service_port: inbound.service_port,
-        protocol: &inbound.protocol,
-        labels: &proxy.labels,
-        identity,
-        trust_domains,
-    };
-    let mut open = Inbound::new(&target);
-    for effect in EFFECTS {
-        let policies = selected.get(effect.kind()).map_or(&[][..], Vec::as_slice);
-        let rules = merge::rules(policies, &inbound.section);
-        if let Err(reason) = effect.inbound(&rules, &mut open) {
-            warn(format!("{} has no effect on inbound {}: {reason}", effect.kind(), inbound.section));
+/// Makes one proxy's ports.
+struct Maker<'a, 'w> {
+    proxy: &'a Proxy,
+    identity: Option<&'a str>,
+    selected: &'a Selected,
+    trust_domains: &'a [String],
+    old: &'a Own,
+    workshop: &'a mut Workshop<'w>,
+}
+
+impl<'a> Maker<'a, '_> {
+    fn port(&mut self, inbound: &InboundPort, layer: &mut Layer) -> Port {
+        let name = format!("self_inbound_dp_{}", inbound.section);
+        let permission = self.permission(&name, inbound);
+        let key = self.key(inbound);
+        let known = self
+            .old
+            .ports
+            .iter()
+            .find(|port| port.key == key && port.held == permission.held(port.finished.use_of));
+        let finished = match known {
+            Some(port) => Arc::clone(&port.finished),
+            None => Arc::new(self.make(&name, inbound, &permission.permission)),
+        };
+        layer.insert(TypeUrl::Cluster, Arc::clone(&finished.cluster));
+        layer.insert(TypeUrl::Listener, Arc::clone(&finished.listener));
+        for peers in finished.use_of.discovers() {
+            layer.insert(TypeUrl::Extension, Arc::clone(permission.resource(&name, *peers)));
         }
+        Port { key, held: permission.held(finished.use_of), finished, _permission: permission }
     }
-    let (cluster, listener) = open.finish(&target);
-    layer.insert(TypeUrl::Cluster, encode::resource(TypeUrl::Cluster, &name, &cluster));
-    layer.insert(TypeUrl::Listener, encode::resource(TypeUrl::Listener, &name, &listener));
+
+    /// Who may talk to a port, made once for all ports of this name under the same policies.
+    fn permission(&mut self, name: &str, inbound: &InboundPort) -> Arc<SharedPermission> {
+        let effect = EFFECTS.iter().find_map(|effect| Some((effect.kind(), effect.permission()?)));
+        let rules = effect.map_or_else(Vec::new, |(kind, _)| self.rules(kind, inbound));
+        let key = input::hash(&(name, versions(&rules)));
+        let workshop = &mut *self.workshop;
+        workshop.store.permissions.get(key, || {
+            workshop.counters.permissions += 1;
+            let read = effect.map_or_else(|| Ok(Permission::nobody()), |(_, read)| read(&rules));
+            let permission = read.unwrap_or_else(|reason| {
+                let reason = format!("nobody may talk to inbound {}: {reason}", inbound.section);
+                workshop.warnings.push((input::key_of(&self.proxy.key), reason));
+                Permission::nobody()
+            });
+            let (mesh, plain) = Default::default();
+            Arc::new(SharedPermission { key, permission, mesh, plain })
+        })
+    }
+
+    fn rules(&self, kind: &str, inbound: &InboundPort) -> Vec<Item<'a>> {
+        merge::rules(self.selected.get(kind).map_or(&[][..], Vec::as_slice), &inbound.section)
+    }
+
+    fn key(&self, inbound: &InboundPort) -> u128 {
+        let rules: Vec<Vec<String>> = EFFECTS
+            .iter()
+            .filter(|effect| effect.permission().is_none())
+            .map(|effect| versions(&self.rules(effect.kind(), inbound)))
+            .collect();
+        let proxy = format!("{:032x}", self.proxy.hash);
+        input::hash(&(proxy, &inbound.section, self.identity, self.trust_domains, rules))
+    }
+
+    fn make(&mut self, name: &str, inbound: &InboundPort, permission: &Permission) -> Finished {
+        self.workshop.counters.inbounds += 1;
+        let target = Target {
+            name,
+            address: inbound.address,
+            port: inbound.port,
+            service_address: inbound.service_address,
+            service_port: inbound.service_port,
+            protocol: &inbound.protocol,
+            labels: &self.proxy.labels,
+            identity: self.identity,
+            trust_domains: self.trust_domains,
+        };
+        let mut open = Inbound::new(&target);
+        for effect in EFFECTS {
+            if let Err(reason) = effect.inbound(&self.rules(effect.kind(), inbound), &mut open) {
+                let reason =
+                    format!("{} has no effect on inbound {}: {reason}", effect.kind(), inbound.section);
+                self.workshop.warnings.push((input::key_of(&self.proxy.key), reason));
+            }
+        }
+        open.finish(&target, permission)
+    }
+}
+
+/// Which rules these are, in which version: a policy's items are all of its rules, in their order.
+fn versions(rules: &[Item<'_>]) -> Vec<String> {
+    let version = |policy: &Policy| format!("{}/{:032x}", policy.kri, policy.hash);
+    let mut versions: Vec<String> = rules.iter().map(|item| version(item.policy)).collect();
+    versions.dedup();
+    versions
 }

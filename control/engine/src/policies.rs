@@ -14,7 +14,7 @@ use ursa_model::{Resource, policy::BackendRef};
 
 use crate::{
     policy::merge::{Item, defaults},
-    xds::{inbound::Inbound, outbound::Outbound},
+    xds::{inbound::Inbound, outbound::Outbound, permission::Permission},
 };
 
 /// Finds the cluster that a reference means.
@@ -22,6 +22,9 @@ pub(crate) trait Destinations {
     /// The name of the cluster, or none when there is no such service or port.
     fn cluster(&self, backend: &BackendRef) -> Option<String>;
 }
+
+/// Reads who may talk to a port from the rules for it, the weakest first.
+pub(crate) type ReadPermission = fn(&[Item<'_>]) -> Result<Permission, String>;
 
 /// A policy's effect. All methods are pure; what they return depends on their arguments only.
 pub(crate) trait Effect: Sync {
@@ -42,6 +45,12 @@ pub(crate) trait Effect: Sync {
     fn outbound(&self, conf: Option<&Value>, port: &mut Outbound) -> Result<(), String> {
         let _ = (conf, port);
         Ok(())
+    }
+
+    /// For the policy that says who may talk to a port that a proxy serves: how it is read. Permissions change more
+    /// often than ports, so they are kept apart.
+    fn permission(&self) -> Option<ReadPermission> {
+        None
     }
 
     /// Configures a port that a proxy serves, from the rules for it, the weakest first.

@@ -151,6 +151,7 @@ fn name(kind: TypeUrl) -> &'static str {
     match kind {
         TypeUrl::Cluster => "cluster",
         TypeUrl::Endpoint => "endpoint",
+        TypeUrl::Extension => "extension",
         TypeUrl::Listener => "listener",
         TypeUrl::Route => "route",
         TypeUrl::Secret => "secret",

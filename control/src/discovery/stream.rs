@@ -1,9 +1,9 @@
 //! The delta protocol of one stream, as a state machine without IO.
 //!
 //! The order across types is what keeps Envoy whole: additions go out from what is referred to towards what
-//! refers (identity, secrets, clusters, endpoints, listeners, routes, names), removals in reverse and only
-//! when every addition was acknowledged. Each type has at most one unacknowledged response; what changes
-//! meanwhile waits in a set.
+//! refers (identity, secrets, clusters, endpoints, filter configurations, listeners, routes, names), removals in
+//! reverse and only when every addition was acknowledged. Each type has at most one unacknowledged response; what
+//! changes meanwhile waits in a set.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -19,11 +19,12 @@ use crate::world::Dirty;
 const RESPONSE_BYTES: usize = 1 << 20;
 
 /// The order of additions.
-const ORDER: [TypeUrl; 7] = [
+const ORDER: [TypeUrl; 8] = [
     TypeUrl::Identity,
     TypeUrl::Secret,
     TypeUrl::Cluster,
     TypeUrl::Endpoint,
+    TypeUrl::Extension,
     TypeUrl::Listener,
     TypeUrl::Route,
     TypeUrl::Name,

@@ -9,7 +9,7 @@ use ursa_wire::discovery::{Rejection, Resource};
 use ursa_wire::session::{ControlEvent, NodeEvent, ProxyRef};
 use ursa_wire::type_url;
 
-const BACKEND_LISTENER: &str = "self_inbound_dp_main";
+const BACKEND_PERMISSION: &str = "self_inbound_dp_main_rbac";
 
 fn cluster_of(service: &str) -> String {
     format!("kri_msvc_default_default__{service}_main")
@@ -40,10 +40,10 @@ async fn a_policy_reaches_exactly_the_proxy_that_it_is_about() {
 
     plane.allow("web", "backend").await;
     let change = backend.take().await;
-    assert_eq!(change.type_url, type_url::LISTENER);
+    assert_eq!(change.type_url, type_url::EXTENSION);
     let names: Vec<_> =
         change.resources.iter().map(|resource| Resource::parse(resource).unwrap().name).collect();
-    assert_eq!(names, [BACKEND_LISTENER]);
+    assert_eq!(names, [BACKEND_PERMISSION]);
     assert!(change.removed_resources.is_empty());
     assert!(backend.settle().await.is_empty(), "nothing else changes for backend");
     assert!(web.settle().await.is_empty(), "nothing changes for web");

@@ -4,6 +4,8 @@
 pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 /// `envoy.config.endpoint.v3.ClusterLoadAssignment`.
 pub const ENDPOINT: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+/// `envoy.config.core.v3.TypedExtensionConfig`.
+pub const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 /// `envoy.config.listener.v3.Listener`.
 pub const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 /// `envoy.config.route.v3.RouteConfiguration`.
@@ -17,4 +19,5 @@ pub const WORKLOAD_IDENTITY: &str = "type.googleapis.com/ursa.v1.WorkloadIdentit
 
 /// The types that the agent subscribes to, in the order in which additions must be applied. Removals go in
 /// reverse.
-pub const ADD_ORDER: [&str; 7] = [WORKLOAD_IDENTITY, SECRET, CLUSTER, ENDPOINT, LISTENER, ROUTE, NAME];
+pub const ADD_ORDER: [&str; 8] =
+    [WORKLOAD_IDENTITY, SECRET, CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, NAME];

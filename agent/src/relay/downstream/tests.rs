@@ -132,6 +132,63 @@ fn removals_go_the_other_way_round() {
 }
 
 #[test]
+fn a_filter_configuration_goes_before_its_listener_and_leaves_after_it() {
+    let mut table = Table::new();
+    table.control(Kind::Listener, &[("l", "1")], &[]);
+    table.control(Kind::Extension, &[("e", "1"), ("nobody-asks", "1")], &[]);
+    table.synced();
+    table.subscribe(Kind::Listener, &["*"]);
+    let listeners = table.expect(&["listeners +l@1"]);
+    // Envoy asks while the listener warms.
+    table.subscribe(Kind::Extension, &["e"]);
+    table.expect_and_ack(&["extensions +e@1"]);
+    table.ack(&listeners[0]);
+    // A change of the permission is one resource.
+    table.control(Kind::Extension, &[("e", "2")], &[]);
+    table.expect_and_ack(&["extensions +e@2"]);
+    // A change of both: the listener waits until the other is in force.
+    table.control(Kind::Listener, &[("l", "2")], &[]);
+    table.control(Kind::Extension, &[("e", "3")], &[]);
+    table.expect_and_ack(&["extensions +e@3"]);
+    table.expect_and_ack(&["listeners +l@2"]);
+    table.control(Kind::Extension, &[], &["e"]);
+    table.control(Kind::Listener, &[("m", "1")], &["l"]);
+    table.expect_and_ack(&["listeners +m@1"]);
+    table.expect_and_ack(&["listeners -l"]);
+    table.expect_and_ack(&["extensions -e"]);
+    table.expect(&[]);
+}
+
+#[test]
+fn a_refused_filter_configuration_is_pinned_by_name() {
+    let mut table = Table::new();
+    table.control(Kind::Extension, &[("e", "1"), ("f", "1")], &[]);
+    table.synced();
+    table.subscribe(Kind::Extension, &["e", "f"]);
+    table.expect_and_ack(&["extensions +e@1 +f@1"]);
+    table.control(Kind::Extension, &[("e", "2"), ("f", "2")], &[]);
+    let both = table.expect(&["extensions +e@2 +f@2"]);
+    table.nack(&both[0], "one of them");
+    let single = table.expect(&["extensions +e@2"]);
+    table.nack(&single[0], "no such matcher");
+    table.expect_and_ack(&["extensions +f@2"]);
+    table.expect(&[]);
+    let rejections = table.cache.rejections();
+    assert_eq!(rejections.len(), 1);
+    assert_eq!((rejections[0].name.as_str(), rejections[0].version.as_str()), ("e", "2"));
+    assert_eq!(rejections[0].type_url, Kind::Extension.type_url());
+
+    // The last good one is what is kept on disk and what the next Envoy gets.
+    let good = table.cache.good();
+    let versions: Vec<_> =
+        good.iter().map(|(_, name, item)| (name.as_str(), item.version.as_str())).collect();
+    assert_eq!(versions, [("e", "1"), ("f", "2")]);
+    let mut other = Table { cache: table.cache, stream: Downstream::new() };
+    other.subscribe(Kind::Extension, &["e", "f"]);
+    other.expect_and_ack(&["extensions +e@1 +f@2"]);
+}
+
+#[test]
 fn nothing_is_removed_before_control_has_told_everything() {
     let mut table = Table::new();
     table.cache.load(vec![(Kind::Cluster, "old".to_owned(), item(Kind::Cluster, "old", "1").1)]);

@@ -33,6 +33,23 @@ fn comes_back_as_it_was_stored() {
 }
 
 #[test]
+fn a_directory_from_before_a_type_existed_is_read_and_gets_it() {
+    let dir = tempfile::tempdir().unwrap();
+    LastGood::new(dir.path()).store(&[item("a", "1")]).unwrap();
+    assert!(!dir.path().join("extensions").exists());
+    let mut last_good = LastGood::new(dir.path());
+    let mut items = last_good.load().unwrap();
+    assert_eq!(items, [item("a", "1")]);
+    let mut extension = item("a_rbac", "1");
+    extension.0 = Kind::Extension;
+    items.push(extension);
+    last_good.store(&items).unwrap();
+    let mut loaded = LastGood::new(dir.path()).load().unwrap();
+    loaded.sort_by(|a, b| a.1.cmp(&b.1));
+    assert_eq!(loaded, items);
+}
+
+#[test]
 fn becomes_equal_to_what_is_stored() {
     let dir = tempfile::tempdir().unwrap();
     let mut last_good = LastGood::new(dir.path());

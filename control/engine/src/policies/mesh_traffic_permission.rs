@@ -6,11 +6,11 @@ use ursa_model::{
     types::mesh_traffic_permission::{MeshTrafficPermission as Spec, Rule, RuleConf},
 };
 
-use super::{Effect, parse};
+use super::{Effect, ReadPermission, parse};
 use crate::{
     policy::merge::Item,
     xds::{
-        inbound::{Admitted, Inbound, Permission},
+        permission::{Admitted, Permission, Verdict},
         rbac::{self, Condition, Entry, Text},
     },
 };
@@ -26,15 +26,18 @@ impl Effect for MeshTrafficPermission {
         resource.spec_as::<Spec>().map(drop).map_err(|e| e.to_string())
     }
 
-    fn inbound(&self, rules: &[Item<'_>], port: &mut Inbound) -> Result<(), String> {
-        let mut lists = Lists::default();
-        for item in rules {
-            let rule: Rule = parse(item.body)?;
-            lists.add(&item.policy.kri.to_string(), rule.default);
-        }
-        port.permission = lists.finish();
-        Ok(())
+    fn permission(&self) -> Option<ReadPermission> {
+        Some(permission)
     }
+}
+
+fn permission(rules: &[Item<'_>]) -> Result<Permission, String> {
+    let mut lists = Lists::default();
+    for item in rules {
+        let rule: Rule = parse(item.body)?;
+        lists.add(&item.policy.kri.to_string(), rule.default);
+    }
+    Ok(lists.finish())
 }
 
 /// All rules for a port, sorted by what they do.
@@ -69,9 +72,9 @@ impl Lists {
         // Rules name certificates and can't tell those apart who have none: only a rule for everybody reaches
         // them. It matters where MeshTLS takes plaintext at all; without such a rule plaintext is refused there too.
         let plain = match (&self.everybody_denied, &self.everybody_allowed) {
-            (Some(name), _) => rbac::constant(name, false),
-            (None, Some(name)) => rbac::constant(name, true),
-            (None, None) => rbac::constant("default", false),
+            (Some(name), _) => Verdict { name: name.clone(), allow: false },
+            (None, Some(name)) => Verdict { name: name.clone(), allow: true },
+            (None, None) => Verdict::refuse(),
         };
         let shadow = (!self.shadow.is_empty()).then(|| rbac::matcher(&self.shadow));
         let admitted = admitted(&self.allow);

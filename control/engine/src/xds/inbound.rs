@@ -1,17 +1,27 @@
 //! One port of a workload, as its own proxy serves it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ursa_model::Protocol;
 
-use super::{cluster, filter, listener, part, rbac, route, tls, transparent::REFUSE_INBOUND};
-use crate::envoy::types::{
-    cluster::Cluster,
-    listener::{FilterChain, FilterChainMatch, Listener},
-    matching::StringMatcher,
-    tls::TlsParameters,
-    upstream_http::HttpProtocolOptions,
-    xds_matching::Matcher,
+use super::{
+    cluster, filter, listener, part,
+    permission::{self, Admitted, Peers, Permission},
+    rbac, route, tls,
+    transparent::REFUSE_INBOUND,
+};
+use crate::{
+    encoded::{Encoded, TypeUrl},
+    envoy::{
+        encode,
+        types::{
+            cluster::Cluster,
+            listener::{FilterChain, FilterChainMatch, Listener},
+            matching::StringMatcher,
+            tls::TlsParameters,
+            upstream_http::HttpProtocolOptions,
+        },
+    },
 };
 
 /// What is known of a port before policies.
@@ -38,30 +48,6 @@ pub(crate) enum Mode {
     Permissive,
 }
 
-/// Whom some rule allows, whatever is denied.
-#[derive(Debug)]
-pub(crate) enum Admitted {
-    /// Nobody.
-    Nobody,
-    /// Peers with these SPIFFE ids.
-    Ids(Vec<rbac::Text>),
-    /// Rules that ids alone can't express: every peer of a trust domain is looked at.
-    Trusted,
-}
-
-/// Who passes.
-#[derive(Debug)]
-pub(crate) struct Permission {
-    /// What the handshake already decides for bytes.
-    pub(crate) admitted: Admitted,
-    /// Among peers with a certificate of the mesh.
-    pub(crate) mesh: Matcher,
-    /// What would be refused if shadow rules counted.
-    pub(crate) shadow: Option<Matcher>,
-    /// Among those without.
-    pub(crate) plain: Matcher,
-}
-
 /// Cluster and listener of a port, open for policies.
 #[derive(Debug)]
 pub(crate) struct Inbound {
@@ -70,7 +56,38 @@ pub(crate) struct Inbound {
     pub(crate) terminal: filter::Terminal,
     pub(crate) mode: Mode,
     pub(crate) tls: Option<TlsParameters>,
-    pub(crate) permission: Permission,
+}
+
+/// The finished pair, and what it takes of the permission.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) cluster: Arc<Encoded>,
+    pub(crate) listener: Arc<Encoded>,
+    pub(crate) use_of: Use,
+}
+
+/// Which part of the permission a listener holds itself, and which it asks for by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// It refuses everybody.
+    Nothing,
+    /// Requests of the mesh: all is asked for.
+    Discovered,
+    /// The same, and plaintext: the answer to foreign TLS is in the listener.
+    DiscoveredButForeignTls,
+    /// Bytes: all is in the listener.
+    Inline,
+}
+
+impl Use {
+    /// The resources that the listener asks for.
+    pub(crate) fn discovers(self) -> &'static [Peers] {
+        match self {
+            Self::Nothing | Self::Inline => &[],
+            Self::Discovered => &[Peers::Mesh],
+            Self::DiscoveredButForeignTls => &[Peers::Mesh, Peers::Plain],
+        }
+    }
 }
 
 impl Inbound {
@@ -90,68 +107,64 @@ impl Inbound {
             terminal,
             mode: Mode::Strict,
             tls: None,
-            permission: Permission {
-                admitted: Admitted::Nobody,
-                mesh: rbac::matcher(&[]),
-                shadow: None,
-                plain: rbac::constant("default", false),
-            },
         }
     }
 
     /// Without an identity of its own, or without anybody to trust, the port is there and refuses.
-    pub(crate) fn finish(self, target: &Target<'_>) -> (Cluster, Listener) {
+    pub(crate) fn finish(self, target: &Target<'_>, permission: &Permission) -> Finished {
         let cluster = cluster::finish(self.cluster.clone(), self.upstream.as_ref());
+        let (use_of, listener) = self.listener(target, permission);
+        Finished {
+            cluster: encode::resource(TypeUrl::Cluster, target.name, &cluster),
+            listener: encode::resource(TypeUrl::Listener, target.name, &listener),
+            use_of,
+        }
+    }
+
+    fn listener(self, target: &Target<'_>, permission: &Permission) -> (Use, Listener) {
+        let with =
+            |chains| listener::inbound(target.name, target.address, target.port, target.labels, chains);
         let identity = target.identity.filter(|_| !target.trust_domains.is_empty());
         let Some(identity) = identity else {
             let refuse = filter::Terminal::Tcp(Box::new(filter::tcp(target.name, REFUSE_INBOUND)));
-            let chains = vec![listener::chain(vec![refuse.finish()])];
-            return (
-                cluster,
-                listener::inbound(target.name, target.address, target.port, target.labels, chains),
-            );
+            return (Use::Nothing, with(vec![listener::chain(vec![refuse.finish()])]));
         };
-        let (terminal, peers) = self.admission(target);
+        let (terminal, peers) = self.admission(target, permission);
         let mesh = FilterChain {
             transport_socket: tls::downstream(identity, peers, self.tls.clone()),
-            ..chain(target.name, terminal, &self.permission.mesh, self.permission.shadow.as_ref())
+            ..chain(target.name, terminal, permission, Peers::Mesh)
         };
+        let is_http = matches!(self.terminal, filter::Terminal::Http(_));
         if self.mode == Mode::Strict {
-            let chains = vec![mesh];
-            return (
-                cluster,
-                listener::inbound(target.name, target.address, target.port, target.labels, chains),
-            );
+            return (if is_http { Use::Discovered } else { Use::Inline }, with(vec![mesh]));
         }
         let plain = FilterChain {
             filter_chain_match: Some(matching("raw_buffer", None)),
-            ..chain(target.name, self.terminal.clone(), &self.permission.plain, None)
+            ..chain(target.name, self.terminal, permission, Peers::Plain)
         };
         // TLS that isn't the mesh's belongs to the application: its bytes pass as they are.
         let bytes = filter::Terminal::Tcp(Box::new(filter::tcp(target.name, target.name)));
         let foreign_tls = FilterChain {
             filter_chain_match: Some(matching("tls", None)),
-            ..chain(target.name, bytes, &self.permission.plain, None)
+            ..chain(target.name, bytes, permission, Peers::Plain)
         };
         let mesh = FilterChain { filter_chain_match: Some(matching("tls", Some(tls::ALPN))), ..mesh };
-        let mut listener = listener::inbound(
-            target.name,
-            target.address,
-            target.port,
-            target.labels,
-            vec![plain, foreign_tls, mesh],
-        );
+        let mut listener = with(vec![plain, foreign_tls, mesh]);
         listener.listener_filters.push(listener::tls_inspector());
-        (cluster, listener)
+        (if is_http { Use::DiscoveredButForeignTls } else { Use::Inline }, listener)
     }
 
     /// Envoy asks the permissions of a connection at its first byte, but by then the workload may have spoken. So
     /// for bytes the handshake itself turns away whom no rule allows; requests are judged one by one anyway.
-    fn admission(&self, target: &Target<'_>) -> (filter::Terminal, Vec<StringMatcher>) {
+    fn admission(
+        &self,
+        target: &Target<'_>,
+        permission: &Permission,
+    ) -> (filter::Terminal, Vec<StringMatcher>) {
         let trusted = || {
             target.trust_domains.iter().map(|domain| part::prefix(format!("spiffe://{domain}/"))).collect()
         };
-        match (&self.terminal, &self.permission.admitted) {
+        match (&self.terminal, &permission.admitted) {
             (filter::Terminal::Http(_), _) | (_, Admitted::Trusted) => (self.terminal.clone(), trusted()),
             (filter::Terminal::Tcp(_), Admitted::Nobody) => {
                 let refuse = filter::tcp(target.name, REFUSE_INBOUND);
@@ -168,16 +181,14 @@ impl Inbound {
     }
 }
 
-fn chain(name: &str, terminal: filter::Terminal, matcher: &Matcher, shadow: Option<&Matcher>) -> FilterChain {
+fn chain(name: &str, terminal: filter::Terminal, permission: &Permission, peers: Peers) -> FilterChain {
     match terminal {
         filter::Terminal::Http(mut http) => {
-            let config = rbac::http(matcher.clone(), shadow.cloned());
-            http.filters.insert(0, filter::http_filter("envoy.filters.http.rbac", config));
+            http.filters.insert(0, permission::http_filter(&permission::name(name, peers)));
             listener::chain(vec![filter::Terminal::Http(http).finish()])
         }
         tcp @ filter::Terminal::Tcp(_) => {
-            let config = rbac::network(name, matcher.clone(), shadow.cloned());
-            listener::chain(vec![filter::network("envoy.filters.network.rbac", config), tcp.finish()])
+            listener::chain(vec![permission.network_filter(name, peers), tcp.finish()])
         }
     }
 }

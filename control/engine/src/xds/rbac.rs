@@ -78,6 +78,11 @@ pub(crate) fn http(matcher: Matcher, shadow: Option<Matcher>) -> Any {
     any(&http_rbac::Rbac { matcher: Some(matcher), shadow_matcher: shadow, ..http_rbac::Rbac::default() })
 }
 
+/// The type of [`http`].
+pub(crate) fn http_type() -> String {
+    <http_rbac::Rbac as prost::Name>::type_url()
+}
+
 /// The network filter's configuration.
 pub(crate) fn network(stat_prefix: &str, matcher: Matcher, shadow: Option<Matcher>) -> Any {
     any(&network_rbac::Rbac {

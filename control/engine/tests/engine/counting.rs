@@ -14,6 +14,7 @@ fn cost(engine: &mut Engine, changes: Vec<Change>) -> (Counters, Outcome) {
         endpoints: after.endpoints - before.endpoints,
         outbounds: after.outbounds - before.outbounds,
         inbounds: after.inbounds - before.inbounds,
+        permissions: after.permissions - before.permissions,
         secrets: after.secrets - before.secrets,
     };
     (counters, outcome)
@@ -122,12 +123,71 @@ fn a_permission_touches_those_it_selects() {
                   targetRef: {kind: Dataplane, labels: {kuma.io/workload: s4}}\n  \
                   rules: [{default: {allow: [{spiffeID: {type: Prefix, value: 'spiffe://a.local/'}}]}}]\n";
     let (counters, outcome) = cost(&mut engine, puts(policy));
-    assert_eq!(counters, Counters { inbounds: 2, ..Counters::default() });
+    assert_eq!(counters, Counters { permissions: 1, ..Counters::default() });
     let names: Vec<&str> = outcome.dirty.iter().map(|(key, _)| key.name.as_str()).collect();
     assert_eq!(names, ["s4-0", "s4-1"]);
     for (_, resources) in &outcome.dirty {
-        assert_eq!(resources.as_slice(), [(TypeUrl::Listener, "self_inbound_dp_80".into())]);
+        assert_eq!(resources.as_slice(), [(TypeUrl::Extension, "self_inbound_dp_80_rbac".into())]);
     }
+}
+
+#[test]
+fn a_permission_for_a_mesh_of_two_thousand_is_made_once() {
+    let mut engine = new_engine();
+    let mut changes = puts(&read("base.yaml"));
+    let names: Vec<String> = (0..2000).map(|n| format!("p{n}")).collect();
+    for (n, name) in names.iter().enumerate() {
+        changes.extend(puts(&dataplane(name, name, &format!("10.3.{}.{}", n / 250, n % 250 + 1))));
+    }
+    engine.apply(changes);
+    for name in &names {
+        engine.connect(&proxy(name));
+    }
+    // For everybody of the mesh: a rule that would reach plaintext too, where a port takes that.
+    let policy = "type: MeshTrafficPermission\nmesh: default\nname: everybody\nspec:\n  \
+                  rules: [{default: {allow: [{spiffeID: {type: Prefix, value: 'spiffe://default.default.mesh.local/'}}]}}]\n";
+    let change = [(TypeUrl::Extension, "self_inbound_dp_80_rbac".into())];
+    for changes in [puts(policy), vec![delete("MeshTrafficPermission", "everybody")]] {
+        let (counters, outcome) = cost(&mut engine, changes);
+        assert_eq!(counters, Counters { permissions: 1, ..Counters::default() });
+        assert_eq!(outcome.dirty.len(), 2000);
+        assert!(outcome.dirty.iter().all(|(_, names)| names.as_slice() == change));
+    }
+    let of = |name: &str| {
+        let snapshot = engine.snapshot(&proxy(name)).expect("connected");
+        std::sync::Arc::clone(
+            snapshot.get(TypeUrl::Extension, "self_inbound_dp_80_rbac").expect("a permission"),
+        )
+    };
+    assert!(std::sync::Arc::ptr_eq(&of("p0"), &of("p1999")), "the same bytes in memory");
+}
+
+#[test]
+fn a_permission_touches_a_listener_only_where_that_holds_it() {
+    let (mut engine, _) = engine_with("");
+    let policy = |allowed: &str| {
+        format!(
+            "type: MeshTrafficPermission\nmesh: default\nname: p\nspec:\n  \
+             targetRef: {{kind: Dataplane, labels: {{kuma.io/workload: backend}}}}\n  \
+             rules: [{{default: {{allow: [{{spiffeID: {{type: Prefix, value: 'spiffe://{allowed}'}}}}]}}}}]\n"
+        )
+    };
+    let http = (TypeUrl::Extension, "self_inbound_dp_main_rbac".into());
+    let bytes = (TypeUrl::Listener, "self_inbound_dp_db".into());
+    let (counters, outcome) = cost(&mut engine, puts(&policy("a.local/x")));
+    assert_eq!(counters, Counters { inbounds: 1, permissions: 2, ..Counters::default() });
+    assert_eq!(outcome.dirty, [(proxy("backend-1"), vec![http.clone(), bytes.clone()])]);
+
+    // Permissive: plaintext has a resource of its own, and foreign TLS an answer in the listener.
+    engine.apply(puts(
+        "type: MeshTLS\nmesh: default\nname: t\nspec: {rules: [{default: {mode: Permissive}}]}\n",
+    ));
+    let (_, outcome) = cost(&mut engine, puts(&policy("a.local/y")));
+    assert_eq!(outcome.dirty, [(proxy("backend-1"), vec![http.clone(), bytes.clone()])]);
+    let (_, outcome) = cost(&mut engine, puts(&policy("a.local/")));
+    let plain = (TypeUrl::Extension, "self_inbound_dp_main_rbac_plaintext".into());
+    let listener = (TypeUrl::Listener, "self_inbound_dp_main".into());
+    assert_eq!(outcome.dirty, [(proxy("backend-1"), vec![http, plain, bytes, listener])]);
 }
 
 #[test]

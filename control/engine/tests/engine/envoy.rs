@@ -38,6 +38,28 @@ fn bootstrap(dump: &Value) -> Value {
     })
 }
 
+/// Puts what filters ask for in their places: Envoy looks at discovered configurations only when they arrive.
+fn inline(part: &mut Value, extensions: &Value) -> usize {
+    let mut count = 0;
+    if part.get("configDiscovery").is_some() {
+        let name = part["name"].as_str().expect("a name").to_owned();
+        let object = part.as_object_mut().expect("a filter");
+        object.remove("configDiscovery");
+        assert_eq!(extensions[&name]["name"], Value::from(name.as_str()), "the resource is there");
+        object.insert("typedConfig".to_owned(), extensions[&name]["typedConfig"].clone());
+        count += 1;
+    }
+    let children: Vec<&mut Value> = match part {
+        Value::Object(fields) => fields.values_mut().collect(),
+        Value::Array(items) => items.iter_mut().collect(),
+        _ => Vec::new(),
+    };
+    for child in children {
+        count += inline(child, extensions);
+    }
+    count
+}
+
 fn validate(envoy: &Path, name: &str, dump: &Value) {
     let file = std::env::temp_dir().join(format!("ursa-engine-{}-{name}.json", std::process::id()));
     std::fs::write(&file, bootstrap(dump).to_string()).expect("write the bootstrap");
@@ -66,8 +88,13 @@ fn envoy_accepts_every_case() {
         let Some(case) = name.strip_suffix(".input.yaml") else { continue };
         let (engine, _) = engine_with(&read(&name));
         for of in ["web-1", "backend-1"] {
-            let dump = engine.config_dump(&proxy(of));
+            let mut dump = engine.config_dump(&proxy(of));
             validate(Path::new(&envoy), &format!("{case}-{of}"), &dump);
+            let extensions = kind(&dump, ".TypedExtensionConfig").clone();
+            let asked_for = inline(&mut dump, &extensions);
+            // As many as there are: none is missing, and none is there that nobody asks for.
+            assert_eq!(Some(asked_for), extensions.as_object().map(serde_json::Map::len), "{case}: {of}");
+            validate(Path::new(&envoy), &format!("{case}-{of}-inline"), &dump);
         }
         cases += 1;
     }

@@ -27,6 +27,7 @@ macro_rules! snapshot {
     }};
 }
 
+const EXTENSION: &str = ".TypedExtensionConfig";
 const HTTP_PORT: &str = "kri_msvc_default_default__backend_main";
 const TCP_PORT: &str = "kri_msvc_default_default__backend_db";
 
@@ -43,7 +44,11 @@ fn plain_outbound() {
 
 #[test]
 fn plain_inbound() {
-    let wanted = [(".Cluster", "self_inbound_dp_main"), (".Listener", "self_inbound_dp_main")];
+    let wanted = [
+        (".Cluster", "self_inbound_dp_main"),
+        (".Listener", "self_inbound_dp_main"),
+        (EXTENSION, "self_inbound_dp_main_rbac"),
+    ];
     snapshot!(case("plain", "backend-1", &wanted));
 }
 
@@ -58,13 +63,22 @@ fn redirect() {
 
 #[test]
 fn permission() {
-    let wanted = [(".Listener", "self_inbound_dp_main"), (".Listener", "self_inbound_dp_db")];
+    let wanted = [
+        (EXTENSION, "self_inbound_dp_main_rbac"),
+        (".Listener", "self_inbound_dp_main"),
+        (".Listener", "self_inbound_dp_db"),
+    ];
     snapshot!(case("permission", "backend-1", &wanted));
 }
 
 #[test]
 fn permissive() {
-    snapshot!(case("permissive", "backend-1", &[(".Listener", "self_inbound_dp_main")]));
+    let wanted = [
+        (EXTENSION, "self_inbound_dp_main_rbac"),
+        (EXTENSION, "self_inbound_dp_main_rbac_plaintext"),
+        (".Listener", "self_inbound_dp_main"),
+    ];
+    snapshot!(case("permissive", "backend-1", &wanted));
 }
 
 #[test]
