@@ -235,7 +235,7 @@ impl<'a> Demo<'a> {
         let begin = Instant::now();
         let said = self.control.ursa(&["allow", "web", "backend"])?;
         let wrote = begin.elapsed();
-        // Twenty in a row, so that each of Envoy's workers and pooled connections has heard of it.
+        // Twenty in a row, so that each of Envoy's workers has heard of it.
         let (mut first, mut streak) = (Duration::ZERO, 0);
         wait::until("web's requests to succeed after `ursa allow web backend`", SOON, || {
             match self.client.get(URL) {

@@ -77,7 +77,7 @@ impl Pair {
     pub fn allowed_with(prepare: impl FnOnce(&Control) -> anyhow::Result<()>) -> anyhow::Result<Self> {
         let mut pair = Self::start_with(prepare)?;
         pair.control.ursa(&["allow", "web", "backend"])?;
-        // Each of Envoy's workers and pooled connections must have heard of it.
+        // Each of Envoy's workers must have heard of it.
         for _ in 0..20 {
             pair.until_served()?;
         }

@@ -14,6 +14,7 @@ mod journey;
 mod lab;
 mod operator;
 mod plaintext;
+mod policy_change;
 mod rejected;
 mod sockets;
 mod tokens;
