@@ -4,6 +4,7 @@
 //! refuses a key that it doesn't know and names it. A variable's name is `URSA_` and the path in
 //! upper snake case: `apiServer.http.port` is `URSA_API_SERVER_HTTP_PORT`. Lists are comma-separated.
 
+mod check;
 mod overlay;
 mod sections;
 
