@@ -6,10 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use ursa_model::{
-    labels, policy::BackendRef, policy::TargetKind, spiffe, template::Template,
-    types::mesh_service::TargetPort,
-};
+use ursa_model::{labels, policy::BackendRef, policy::TargetKind, types::mesh_service::TargetPort};
 
 use crate::{
     input::{Identity, InboundPort, Proxy, Reachable, Selector, Service, ServicePort, Trust},
@@ -370,39 +367,6 @@ impl Destinations for Mesh {
         };
         port.map(|port| port.resource.to_string())
     }
-}
-
-/// The SPIFFE id of a proxy under an identity: control certifies the same.
-pub(crate) fn spiffe_id(identity: &Identity, proxy: &Proxy, zone: &str) -> Result<spiffe::SpiffeId, String> {
-    let template = identity.spec.spiffe_id.as_ref();
-    let mesh = identity.resource.meta.mesh.as_str();
-    let domain =
-        template.and_then(|id| id.trust_domain.as_deref()).unwrap_or(spiffe::DEFAULT_TRUST_DOMAIN_TEMPLATE);
-    let domain = render(domain, &[("Mesh", mesh), ("Zone", zone)], proxy)?;
-    let domain: spiffe::TrustDomain = domain.parse().map_err(|e: spiffe::InvalidSpiffe| e.to_string())?;
-
-    let label = |name: &str| proxy.labels.get(name).map(String::as_str);
-    let fallback = if label(labels::SERVICE_ACCOUNT).is_some() {
-        spiffe::DEFAULT_KUBERNETES_PATH_TEMPLATE
-    } else {
-        spiffe::DEFAULT_PATH_TEMPLATE
-    };
-    let path = template.and_then(|id| id.path.as_deref()).unwrap_or(fallback);
-    let named = [
-        ("Workload", label(labels::WORKLOAD)),
-        ("Namespace", label(labels::NAMESPACE)),
-        ("ServiceAccount", label(labels::SERVICE_ACCOUNT)),
-    ];
-    let mut fields = vec![("Mesh", mesh), ("Zone", zone)];
-    fields.extend(named.into_iter().filter_map(|(name, value)| Some((name, value?))));
-    let path = render(path, &fields, proxy)?;
-    spiffe::SpiffeId::new(domain, &path).map_err(|e| e.to_string())
-}
-
-fn render(text: &str, fields: &[(&str, &str)], proxy: &Proxy) -> Result<String, String> {
-    Template::parse(text)
-        .and_then(|template| template.render(fields, &proxy.labels))
-        .map_err(|e| e.to_string())
 }
 
 /// Addresses of the mesh for the engine's own use in names.

@@ -8,9 +8,13 @@ use serde::Serialize;
 use serde_json::Value;
 use twox_hash::XxHash3_128;
 use ursa_model::{
-    Protocol, Resource, ResourceKey, labels,
-    policy::TargetRef,
-    sni, types,
+    Protocol, Resource, ResourceKey,
+    identity::{self, IdentityError},
+    labels,
+    policy::{Attachment, TargetRef},
+    sni,
+    spiffe::SpiffeId,
+    types,
     types::dataplane::{IpFamilyMode, State},
     types::mesh_service::{IdentityType, TargetPort},
     vip,
@@ -120,6 +124,13 @@ pub(crate) struct Identity {
     /// The KRI: the SDS name of its certificates.
     pub(crate) secret: Arc<str>,
     pub(crate) hash: u128,
+}
+
+impl Identity {
+    /// The SPIFFE id that it gives to a proxy, or why it gives none.
+    pub(crate) fn spiffe_id(&self, proxy: &Proxy, zone: &str) -> Result<SpiffeId, IdentityError> {
+        identity::spiffe_id(&self.spec, &self.resource.meta.mesh, &proxy.labels, zone)
+    }
 }
 
 /// A MeshTrust.
@@ -316,30 +327,11 @@ fn trust(resource: &Arc<Resource>) -> Result<Trust, String> {
         .map(|pem| pem.value.trim().to_owned())
         .filter(|text| !text.is_empty())
         .collect();
-    if let Some(index) = pem.iter().position(|text| !is_certificates(text)) {
+    if let Some(index) = pem.iter().position(|text| !types::mesh_trust::is_certificates(text)) {
         // Envoy would refuse the whole bundle, and with it all that the mesh trusts.
         return Err(format!("spec.caBundles[{index}]: it is no list of certificates in PEM form"));
     }
     Ok(Trust { name: resource.meta.name.clone(), domain: spec.trust_domain, pem: pem.join("\n") })
-}
-
-/// Whether a text consists of whole PEM blocks of certificates.
-fn is_certificates(text: &str) -> bool {
-    let mut inside = false;
-    let mut blocks = 0;
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        match (inside, line) {
-            (false, "-----BEGIN CERTIFICATE-----") => inside = true,
-            (true, "-----END CERTIFICATE-----") => {
-                inside = false;
-                blocks += 1;
-            }
-            (true, data) if data.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b)) => {}
-            (false, comment) if !comment.starts_with("-----") => {}
-            _ => return false,
-        }
-    }
-    blocks > 0 && !inside
 }
 
 fn policy(resource: &Arc<Resource>, hash: u128) -> Result<Option<Policy>, String> {
@@ -362,7 +354,7 @@ fn policy(resource: &Arc<Resource>, hash: u128) -> Result<Option<Policy>, String
         resource.kri(None),
         hash,
         Rank::of(&resource.meta, target.as_ref()),
-        target,
+        Attachment::of(&resource.meta, target.as_ref()),
         list("to"),
         list("rules"),
     )

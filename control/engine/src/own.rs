@@ -11,7 +11,7 @@ use crate::{
     encoded::{Encoded, TypeUrl},
     engine::Counters,
     envoy::encode,
-    graph::{Mesh, spiffe_id},
+    graph::Mesh,
     input::{self, InboundPort, Proxy},
     policies::EFFECTS,
     policy::{
@@ -127,7 +127,7 @@ pub(crate) fn build(
 
     let mut secret = None;
     if let Some(identity) = mesh.identity_of(proxy) {
-        match spiffe_id(identity, proxy, workshop.zone) {
+        match identity.spiffe_id(proxy, workshop.zone) {
             Ok(id) => {
                 let message = WorkloadIdentity {
                     secret_name: identity.secret.to_string(),
@@ -161,7 +161,7 @@ fn catch_all(redirect: Redirect) -> Layer {
 /// Whether a proxy has a certificate to call others with, and its SDS name.
 pub(crate) fn secret_name(mesh: &Mesh, proxy: &Proxy, zone: &str) -> Option<Arc<str>> {
     let identity = mesh.identity_of(proxy)?;
-    spiffe_id(identity, proxy, zone).ok().map(|_| Arc::clone(&identity.secret))
+    identity.spiffe_id(proxy, zone).ok().map(|_| Arc::clone(&identity.secret))
 }
 
 /// Makes one proxy's ports.

@@ -7,10 +7,8 @@ pub(crate) mod table;
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::Value;
-use ursa_model::{
-    Kri, ResourceKey,
-    policy::{TargetKind, TargetRef},
-};
+pub(crate) use ursa_model::policy::Attachment as Target;
+use ursa_model::{Kri, ResourceKey, policy::TargetRef};
 
 use self::rank::Rank;
 
@@ -27,17 +25,6 @@ pub(crate) struct Policy {
     pub(crate) rules: Vec<Value>,
 }
 
-/// Which proxies a policy selects.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
-    /// All of the mesh.
-    Mesh,
-    /// Those with these labels; with a section only one of their inbounds.
-    Dataplane { labels: BTreeMap<String, String>, section: Option<String> },
-    /// None: the kind can't be a target.
-    Nobody,
-}
-
 /// One item of `to`.
 #[derive(Debug)]
 pub(crate) struct To {
@@ -52,21 +39,10 @@ impl Policy {
         kri: Kri,
         hash: u128,
         rank: Rank,
-        target: Option<TargetRef>,
+        target: Target,
         to: Vec<Value>,
         rules: Vec<Value>,
     ) -> Result<Self, String> {
-        let target = match target {
-            None => Target::Mesh,
-            Some(target) => match target.kind {
-                TargetKind::Mesh => Target::Mesh,
-                TargetKind::Dataplane => {
-                    let section = target.section_name.filter(|name| !name.is_empty());
-                    Target::Dataplane { labels: target.labels, section }
-                }
-                _ => Target::Nobody,
-            },
-        };
         let to = to
             .into_iter()
             .enumerate()
@@ -83,19 +59,12 @@ impl Policy {
 
     /// Whether it selects a proxy with these labels.
     pub(crate) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
-        match &self.target {
-            Target::Mesh => true,
-            Target::Dataplane { labels: wanted, .. } => contains(labels, wanted),
-            Target::Nobody => false,
-        }
+        self.target.selects(labels)
     }
 
     /// Whether its rules are for this inbound of a proxy that it selects.
     pub(crate) fn covers_inbound(&self, section: &str) -> bool {
-        match &self.target {
-            Target::Dataplane { section: Some(wanted), .. } => wanted == section,
-            _ => true,
-        }
+        self.target.covers(section)
     }
 }
 

@@ -3,9 +3,12 @@
 //! A spec must parse even when a value is not among those that exist, because validation reports *all* faults
 //! with their paths; so enumerations are open, and `null` is the same as absent everywhere.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
-use serde::{Deserialize, Deserializer};
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
 
 /// Whether a value is the same as being absent, and so is left out of JSON.
 pub trait Omit {
@@ -70,6 +73,35 @@ where
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// What is read from an object and from nothing else.
+pub trait FromObject<'de>: Sized {
+    /// Reads the fields.
+    fn from_object<A: MapAccess<'de>>(object: A) -> Result<Self, A::Error>;
+}
+
+/// Reads an object.
+pub fn object<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromObject<'de>,
+{
+    struct Object<T>(PhantomData<T>);
+
+    impl<'de, T: FromObject<'de>> Visitor<'de> for Object<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<T, A::Error> {
+            T::from_object(object)
+        }
+    }
+
+    deserializer.deserialize_map(Object(PhantomData))
+}
+
 /// Declares structs of a spec: camelCase, every field may be absent or null, absent values are not written.
 #[macro_export]
 #[doc(hidden)]
@@ -77,7 +109,7 @@ macro_rules! spec_struct {
     ($( $(#[$meta:meta])* pub struct $name:ident { $( $(#[$fmeta:meta])* pub $field:ident : $ty:ty ),* $(,)? } )*) => { $(
         $(#[$meta])*
         #[derive(Debug, Clone, Default, PartialEq, ::serde::Serialize, ::serde::Deserialize)]
-        #[serde(rename_all = "camelCase", default)]
+        #[serde(rename_all = "camelCase", default, remote = "Self")]
         #[allow(missing_docs, reason = "the fields carry the names of the API; the struct says what they are for")]
         pub struct $name {
             $(
@@ -87,7 +119,36 @@ macro_rules! spec_struct {
             )*
         }
         impl $crate::form::Omit for $name {}
+        $crate::object_form!($name);
     )* };
+}
+
+/// Gives a type with a remote form of itself its own form: an object. Without this an array with the fields in
+/// their order would do as well.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! object_form {
+    ($name:ident $(<$parameter:ident>)?) => {
+        impl $(<$parameter: ::serde::Serialize + $crate::form::Omit>)? ::serde::Serialize for $name $(<$parameter>)? {
+            fn serialize<S: ::serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                Self::serialize(self, serializer)
+            }
+        }
+        impl<'de $(, $parameter: ::serde::de::DeserializeOwned + Default)?> ::serde::Deserialize<'de>
+            for $name $(<$parameter>)?
+        {
+            fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $crate::form::object(deserializer)
+            }
+        }
+        impl<'de $(, $parameter: ::serde::de::DeserializeOwned + Default)?> $crate::form::FromObject<'de>
+            for $name $(<$parameter>)?
+        {
+            fn from_object<A: ::serde::de::MapAccess<'de>>(object: A) -> Result<Self, A::Error> {
+                Self::deserialize(::serde::de::value::MapAccessDeserializer::new(object))
+            }
+        }
+    };
 }
 
 /// Declares an enumeration of strings that keeps values it doesn't know, so that validation can name them.

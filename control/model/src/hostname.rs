@@ -53,17 +53,17 @@ pub(crate) fn faults_of_template(text: &str) -> Option<String> {
     };
     let fields = [
         ("Name", "name"),
-        ("DisplayName", "display-name"),
+        ("DisplayName", "displayname"),
         ("Namespace", "namespace"),
         ("Mesh", "mesh"),
         ("Zone", "zone"),
     ];
     let rendered = match template.render_with(&fields, |_| Some("label".to_owned())) {
         Ok(rendered) => rendered,
-        Err(error) => return Some(format!("couldn't evaluate template: {error}")),
+        Err(error) => return Some(format!("couldn't render template with stub values: {error}")),
     };
     let faults = names::dns_1123_subdomain(&rendered);
     (!faults.is_empty()).then(|| {
-        format!("template renders to {rendered:?} which is not a valid DNS name: {}", faults.join("; "))
+        format!("template renders to {rendered:?} which is not a valid DNS name: {}", faults.join(", "))
     })
 }

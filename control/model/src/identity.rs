@@ -68,6 +68,7 @@ pub fn trust_domain(identity: &MeshIdentity, mesh: &str, zone: &str) -> Result<T
         .spiffe_id
         .as_ref()
         .and_then(|id| id.trust_domain.as_deref())
+        .filter(|template| !template.is_empty())
         .unwrap_or(DEFAULT_TRUST_DOMAIN_TEMPLATE);
     let failed = |error| IdentityError::Template { template: template.to_owned(), error };
     let text = Template::parse(template)
@@ -80,7 +81,8 @@ pub fn trust_domain(identity: &MeshIdentity, mesh: &str, zone: &str) -> Result<T
 /// The template of an identity's paths.
 pub fn path_template(identity: &MeshIdentity, kubernetes: bool) -> &str {
     let default = if kubernetes { DEFAULT_KUBERNETES_PATH_TEMPLATE } else { DEFAULT_PATH_TEMPLATE };
-    identity.spiffe_id.as_ref().and_then(|id| id.path.as_deref()).unwrap_or(default)
+    let path = identity.spiffe_id.as_ref().and_then(|id| id.path.as_deref());
+    path.filter(|template| !template.is_empty()).unwrap_or(default)
 }
 
 /// Whether paths are made from the workload label, so that a token must be bound to it.
@@ -89,14 +91,16 @@ pub fn path_uses_workload(identity: &MeshIdentity, kubernetes: bool) -> bool {
         .is_ok_and(|template| template.uses_field("Workload") || template.uses_label(labels::WORKLOAD))
 }
 
-/// The SPIFFE id that an identity gives to a Dataplane.
+/// The SPIFFE id that an identity gives in a zone to a Dataplane of a mesh with these labels. A Dataplane with a
+/// service account is one of a pod.
 pub fn spiffe_id(
     identity: &MeshIdentity,
-    dataplane: &Meta,
+    mesh: &str,
+    dataplane: &labels::Labels,
     zone: &str,
-    kubernetes: bool,
 ) -> Result<SpiffeId, IdentityError> {
-    let template = path_template(identity, kubernetes);
+    let domain = trust_domain(identity, mesh, zone)?;
+    let template = path_template(identity, dataplane.contains_key(labels::SERVICE_ACCOUNT));
     let failed = |error| IdentityError::Template { template: template.to_owned(), error };
     let parsed = Template::parse(template).map_err(failed)?;
     let sources = [
@@ -104,16 +108,16 @@ pub fn spiffe_id(
         ("ServiceAccount", labels::SERVICE_ACCOUNT),
         ("Workload", labels::WORKLOAD),
     ];
-    let mut fields = vec![("Mesh", dataplane.mesh.as_str()), ("Zone", zone)];
+    let mut fields = vec![("TrustDomain", domain.as_str())];
     for (field, label) in sources {
-        let value = dataplane.label(label).unwrap_or_default();
+        let value = dataplane.get(label).map(String::as_str).unwrap_or_default();
         if value.is_empty() && parsed.uses_field(field) {
             return Err(IdentityError::MissingLabel(label));
         }
         fields.push((field, value));
     }
-    let path = parsed.render(&fields, &dataplane.labels).map_err(failed)?;
-    SpiffeId::new(trust_domain(identity, &dataplane.mesh, zone)?, &path).map_err(IdentityError::Invalid)
+    let path = parsed.render(&fields, dataplane).map_err(failed)?;
+    SpiffeId::new(domain.clone(), &path).map_err(IdentityError::Invalid)
 }
 
 /// The typed identities of erased resources; those that don't parse are left out.
@@ -140,17 +144,27 @@ mod tests {
 
     #[test]
     fn an_id_is_made_of_mesh_zone_and_workload() {
-        let mut meta = Meta::new("default", "web-1");
         let identity = identity("selector: {dataplane: {}}");
+        let labels = |name: &str, value: &str| labels::Labels::from([(name.to_owned(), value.to_owned())]);
         assert_eq!(
-            spiffe_id(&identity, &meta, "east", false).expect_err("no workload"),
+            spiffe_id(&identity, "default", &labels::Labels::new(), "east").expect_err("no workload"),
             IdentityError::MissingLabel(labels::WORKLOAD)
         );
-        meta.labels.insert(labels::WORKLOAD.to_owned(), "web".to_owned());
-        let id = spiffe_id(&identity, &meta, "east", false).expect("id");
+        let id = spiffe_id(&identity, "default", &labels(labels::WORKLOAD, "web"), "east").expect("id");
         assert_eq!(id.to_string(), "spiffe://default.east.mesh.local/workload/web");
-        meta.labels.insert(labels::WORKLOAD.to_owned(), "../web".to_owned());
-        assert!(spiffe_id(&identity, &meta, "east", false).is_err());
+        assert!(spiffe_id(&identity, "default", &labels(labels::WORKLOAD, "../web"), "east").is_err());
+        assert_eq!(
+            spiffe_id(&identity, "default", &labels(labels::SERVICE_ACCOUNT, "web"), "east")
+                .expect_err("no namespace"),
+            IdentityError::MissingLabel(labels::NAMESPACE)
+        );
+    }
+
+    #[test]
+    fn a_path_may_name_its_trust_domain() {
+        let identity = identity("{selector: {dataplane: {}}, spiffeID: {path: '/{{ .TrustDomain }}/a'}}");
+        let id = spiffe_id(&identity, "m", &labels::Labels::new(), "z").expect("id");
+        assert_eq!(id.to_string(), "spiffe://m.z.mesh.local/m.z.mesh.local/a");
     }
 
     #[test]

@@ -58,41 +58,64 @@ impl fmt::Display for Kri {
     }
 }
 
-/// A text that is no KRI.
+/// A text that is no KRI, in the words that clients know.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKri {
+    /// It has too few parts.
+    #[error("invalid identifier string: {0:?}")]
+    Parts(String),
     /// It names something else.
     #[error("identifier must start with 'kri': {0:?}")]
     Prefix(String),
-    /// It has too few or too many parts.
-    #[error("identifier {0:?} must have 7 parts separated by '_', it has {1}")]
-    Parts(String, usize),
     /// It names a type that doesn't exist.
-    #[error("identifier {0:?} has the unknown type {1:?}")]
-    Type(String, String),
+    #[error("unknown short name of resource type: {0:?}")]
+    Type(String),
 }
 
 impl FromStr for Kri {
     type Err = InvalidKri;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parts: Vec<&str> = text.split('_').collect();
-        if parts.first() != Some(&"kri") {
+        // Only the section may itself have a `_`.
+        let parts: Vec<&str> = text.splitn(7, '_').collect();
+        let [kri, short_name, mesh, zone, namespace, name, section] = parts[..] else {
+            return Err(InvalidKri::Parts(text.to_owned()));
+        };
+        if kri != "kri" {
             return Err(InvalidKri::Prefix(text.to_owned()));
         }
-        let [_, short_name, mesh, zone, namespace, name, section] = parts.as_slice() else {
-            return Err(InvalidKri::Parts(text.to_owned(), parts.len()));
-        };
         if by_short_name(short_name).is_none() {
-            return Err(InvalidKri::Type(text.to_owned(), (*short_name).to_owned()));
+            return Err(InvalidKri::Type(short_name.to_owned()));
         }
         Ok(Self {
-            short_name: (*short_name).to_owned(),
-            mesh: (*mesh).to_owned(),
-            zone: (*zone).to_owned(),
-            namespace: (*namespace).to_owned(),
-            name: (*name).to_owned(),
-            section: (*section).to_owned(),
+            short_name: short_name.to_owned(),
+            mesh: mesh.to_owned(),
+            zone: zone.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            section: section.to_owned(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case("kri_mt_default_east__a_")]
+    #[case("kri_msvc_default_east_ns_a_http_1")]
+    fn what_is_written_is_read(#[case] text: &str) {
+        assert_eq!(text.parse::<Kri>().expect("KRI").to_string(), text);
+    }
+
+    #[rstest::rstest]
+    #[case("kri_mt_default", "invalid identifier string: \"kri_mt_default\"")]
+    #[case("other", "invalid identifier string: \"other\"")]
+    #[case("id_mt_default_east__a_", "identifier must start with 'kri': \"id_mt_default_east__a_\"")]
+    #[case("kri_nope_default_east__a_", "unknown short name of resource type: \"nope\"")]
+    #[case("kri__default_east__a_", "unknown short name of resource type: \"\"")]
+    fn what_is_none_is_told(#[case] text: &str, #[case] reason: &str) {
+        assert_eq!(text.parse::<Kri>().expect_err("no KRI").to_string(), reason);
     }
 }

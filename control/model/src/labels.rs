@@ -41,8 +41,8 @@ pub const SERVICE_ACCOUNT: &str = "k8s.kuma.io/service-account";
 
 /// What an older peer wrote on Dataplanes; removed when seen.
 const LEGACY_PROXY_TYPE: &str = "kuma.io/proxy-type";
-/// Longest value of a label that Kubernetes keeps as an annotation.
-const MAX_ANNOTATION_LENGTH: usize = 253;
+/// Longest name of a resource, and of a mesh where it is referred to.
+const MAX_NAME_LENGTH: usize = 253;
 
 /// Labels of a resource.
 pub type Labels = BTreeMap<String, String>;
@@ -219,9 +219,10 @@ pub fn validate(resource: &Resource, context: &Context) -> Violations {
         for fault in names::label_key(key) {
             out.add(path(key), fault);
         }
+        // Kubernetes keeps it as an annotation, because a name is longer than a label may be.
         if key == DISPLAY_NAME {
-            if value.len() > MAX_ANNOTATION_LENGTH {
-                out.add(path(key), format!("must not be longer than {MAX_ANNOTATION_LENGTH} characters"));
+            if value.len() > MAX_NAME_LENGTH {
+                out.add(path(key), format!("must not be longer than {MAX_NAME_LENGTH} characters"));
             }
             continue;
         }
@@ -380,29 +381,39 @@ fn label_dataplane(dataplane: &Dataplane, labels: &mut Labels) {
     }
 }
 
+/// What is wrong with the name of a resource.
+pub fn fault_of_name(name: &str) -> Option<String> {
+    fault_of_identifier(
+        name,
+        names::dns_1123_subdomain(name).is_empty(),
+        "invalid characters. A lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character",
+    )
+}
+
+fn fault_of_identifier(text: &str, is_well_formed: bool, form: &str) -> Option<String> {
+    if text.is_empty() {
+        Some("cannot be empty".to_owned())
+    } else if text.len() > MAX_NAME_LENGTH {
+        Some(format!("value length must less or equal {MAX_NAME_LENGTH}"))
+    } else {
+        (!is_well_formed).then(|| form.to_owned())
+    }
+}
+
 /// What is wrong with a name or mesh.
 pub fn validate_meta(scope: Scope, meta: &Meta) -> Violations {
     let mut out = Violations::new();
-    if meta.name.is_empty() {
-        out.add("name", "cannot be empty");
-    } else if meta.name.len() > MAX_ANNOTATION_LENGTH {
-        out.add("name", format!("must not be longer than {MAX_ANNOTATION_LENGTH} characters"));
-    } else if !names::dns_1123_subdomain(&meta.name).is_empty() {
-        out.add(
-            "name",
-            "invalid characters. A lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character",
-        );
+    if let Some(fault) = fault_of_name(&meta.name) {
+        out.add("name", fault);
     }
-    if scope == Scope::Mesh {
-        if meta.mesh.is_empty() {
-            out.add("mesh", "cannot be empty");
-        } else if !meta
-            .mesh
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b))
-        {
-            out.add("mesh", "invalid characters. Valid characters are numbers, lowercase latin letters and '-', '_' symbols.");
-        }
+    let mesh = &meta.mesh;
+    // Wider than what a new mesh may be named: one that is older may have these characters.
+    let is_mesh = mesh.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b));
+    let form = "invalid characters. Valid characters are numbers, lowercase latin letters and '-', '_', '.' symbols.";
+    if scope == Scope::Mesh
+        && let Some(fault) = fault_of_identifier(mesh, is_mesh, form)
+    {
+        out.add("mesh", fault);
     }
     out
 }
@@ -433,6 +444,17 @@ mod tests {
         );
         let faults = compute(&dataplane, &Context::zone("east")).expect_err("refused");
         assert_eq!(faults.0[0].field, "labels[\"kuma.io/zone\"]");
+    }
+
+    #[rstest::rstest]
+    #[case("a", "b", &[])]
+    #[case("", "", &["name: cannot be empty", "mesh: cannot be empty"])]
+    #[case("LONG", "b", &["name: value length must less or equal 253"])]
+    #[case("a", "LONG", &["mesh: value length must less or equal 253"])]
+    #[case("a", "B", &["mesh: invalid characters. Valid characters are numbers, lowercase latin letters and '-', '_', '.' symbols."])]
+    fn names_and_meshes(#[case] name: &str, #[case] mesh: &str, #[case] expected: &[&str]) {
+        let [name, mesh] = [name, mesh].map(|text| text.replace("LONG", &"a".repeat(254)));
+        assert_eq!(validate_meta(Scope::Mesh, &Meta::new(mesh, name)).lines(), expected);
     }
 
     #[test]

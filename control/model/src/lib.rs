@@ -21,6 +21,8 @@ pub mod services;
 pub mod sni;
 pub mod spiffe;
 pub mod structure;
+#[cfg(test)]
+mod table;
 pub mod template;
 pub mod types;
 pub mod validate;

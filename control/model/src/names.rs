@@ -90,23 +90,61 @@ pub fn is_ip(text: &str) -> bool {
     text.parse::<IpAddr>().is_ok()
 }
 
-/// Whether a text is a DNS name, of any case, underscores allowed.
+/// Whether a text is a DNS name and no IP address: any case, underscores anywhere, a hyphen but at the start of a
+/// part, as peers take them.
 pub fn is_dns_name(text: &str) -> bool {
-    let text = text.strip_suffix('.').unwrap_or(text);
-    !text.is_empty()
-        && text.len() <= 255
-        && text.split('.').all(|part| {
-            let bytes = part.as_bytes();
-            (1..=63).contains(&part.len())
-                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-                && bytes[0] != b'-'
-                && bytes[bytes.len() - 1] != b'-'
-        })
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let is_part = |part: &str| {
+        (1..=63).contains(&part.len())
+            && !part.starts_with('-')
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    name.len() <= 255 && name.split('.').all(is_part) && !is_ip(text)
+}
+
+/// Whether a text says where something is reached: an IP address or a DNS name.
+pub fn is_ip_or_dns_name(text: &str) -> bool {
+    is_ip(text) || is_dns_name(text)
+}
+
+/// Longest name that a store of any kind takes.
+const MAX_NAME_LENGTH: usize = 253;
+
+/// The name of a copy of a resource in other zones: its display name and a hash of where it comes from, cut so that
+/// it fits every store.
+pub fn of_copy(mesh: &str, name: &str, zone: &str, namespace: &str) -> String {
+    let hash = [mesh, name, zone, namespace]
+        .iter()
+        .flat_map(|part| part.bytes())
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+    // Letters that spell no words, as Kubernetes writes hashes.
+    let alphabet = b"bcdfghjklmnpqrstvwxz2456789";
+    let hash: String = format!("{hash:016x}")
+        .bytes()
+        .map(|c| char::from(alphabet[usize::from(c) % alphabet.len()]))
+        .collect();
+    let mut end = name.len().min(MAX_NAME_LENGTH - 1 - hash.len());
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}-{hash}", &name[..end])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_of_different_resources_have_different_names_that_fit() {
+        let copy = of_copy("default", "a", "east", "");
+        assert!(copy.starts_with("a-") && copy.len() == 18, "{copy}");
+        assert_ne!(copy, of_copy("default", "a", "west", ""));
+        let long = of_copy("default", &"a".repeat(253), "east", "");
+        assert_eq!(long.len(), 253);
+        assert!(dns_1123_subdomain(&long).is_empty());
+    }
 
     #[rstest::rstest]
     #[case("a-1", true)]
@@ -116,6 +154,19 @@ mod tests {
     #[case("", false)]
     fn judges_1035_labels(#[case] text: &str, #[case] valid: bool) {
         assert_eq!(dns_1035_label(text).is_empty(), valid);
+    }
+
+    #[rstest::rstest]
+    #[case("a.example", true)]
+    #[case("A_b.example.", true)]
+    #[case("a-.example", true)]
+    #[case("-a.example", false)]
+    #[case("a..b", false)]
+    #[case("..>_<..", false)]
+    #[case("10.0.0.1", false)]
+    #[case("", false)]
+    fn judges_dns_names(#[case] text: &str, #[case] valid: bool) {
+        assert_eq!(is_dns_name(text), valid);
     }
 
     #[rstest::rstest]

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize as _;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    Resource,
+    Meta, Resource,
+    form::{Omit, null_as_absent},
     labels::{self, PolicyRole},
     open_enum, spec_struct,
 };
@@ -75,30 +76,124 @@ impl LabelSelector {
     }
 }
 
+/// What a policy configures for one destination.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(
+    rename_all = "camelCase",
+    default,
+    remote = "Self",
+    bound(serialize = "C: Serialize + Omit", deserialize = "C: DeserializeOwned + Default")
+)]
+pub struct To<C> {
+    /// The destination.
+    #[serde(skip_serializing_if = "Omit::omit", deserialize_with = "null_as_absent")]
+    pub target_ref: TargetRef,
+    /// What is configured.
+    #[serde(skip_serializing_if = "Omit::omit", deserialize_with = "null_as_absent")]
+    pub default: C,
+}
+
+/// What a policy configures for what comes in.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(
+    rename_all = "camelCase",
+    default,
+    remote = "Self",
+    bound(serialize = "C: Serialize + Omit", deserialize = "C: DeserializeOwned + Default")
+)]
+pub struct Rule<C> {
+    /// For which peers; none = for all.
+    #[serde(skip_serializing_if = "Omit::omit", deserialize_with = "null_as_absent")]
+    pub matches: Vec<Match>,
+    /// What is configured.
+    #[serde(skip_serializing_if = "Omit::omit", deserialize_with = "null_as_absent")]
+    pub default: C,
+}
+
+crate::object_form!(To<C>);
+crate::object_form!(Rule<C>);
+
+/// Which proxies a policy is attached to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attachment {
+    /// All of its mesh.
+    Mesh,
+    /// Those that have these labels.
+    Dataplane {
+        /// All of them must be there.
+        labels: BTreeMap<String, String>,
+        /// Only one of their inbounds or listeners, by its name or else its port.
+        section: Option<String>,
+    },
+    /// None.
+    Nobody,
+}
+
+impl Attachment {
+    /// The attachment of a policy with a `targetRef`. Who writes a policy for others to follow is heard in the whole
+    /// mesh, anybody else in their namespace; without a namespace nowhere.
+    pub fn of(meta: &Meta, target: Option<&TargetRef>) -> Self {
+        let (mut wanted, section) = match target {
+            None => (BTreeMap::new(), None),
+            Some(target) => match target.kind {
+                TargetKind::Mesh => (BTreeMap::new(), None),
+                TargetKind::Dataplane => {
+                    (target.labels.clone(), target.section_name.clone().filter(|section| !section.is_empty()))
+                }
+                _ => return Self::Nobody,
+            },
+        };
+        let is_attached_to_proxies = target.is_some_and(|target| target.kind == TargetKind::Dataplane);
+        match PolicyRole::of(meta) {
+            PolicyRole::System | PolicyRole::Producer if is_attached_to_proxies => {
+                Self::Dataplane { labels: wanted, section }
+            }
+            PolicyRole::System | PolicyRole::Producer => Self::Mesh,
+            PolicyRole::Consumer | PolicyRole::WorkloadOwner => {
+                let Some(own) = meta.label(labels::NAMESPACE) else { return Self::Nobody };
+                let before = wanted.insert(labels::NAMESPACE.to_owned(), own.to_owned());
+                if before.is_some_and(|before| before != own) {
+                    return Self::Nobody;
+                }
+                Self::Dataplane { labels: wanted, section }
+            }
+        }
+    }
+
+    /// Whether it has a proxy with these labels.
+    pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        match self {
+            Self::Mesh => true,
+            Self::Dataplane { labels: wanted, .. } => {
+                wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
+            }
+            Self::Nobody => false,
+        }
+    }
+
+    /// Whether it has this inbound or listener of a proxy that it has.
+    pub fn covers(&self, section: &str) -> bool {
+        match self {
+            Self::Dataplane { section: Some(wanted), .. } => wanted == section,
+            _ => true,
+        }
+    }
+}
+
 /// Whether a policy is attached to a Dataplane, as a whole or to some of its inbounds.
 pub fn selects(policy: &Resource, dataplane: &Resource) -> bool {
-    // Who writes a policy for others to follow is heard in the whole mesh, anybody else in their namespace.
-    let own_namespace = match PolicyRole::of(&policy.meta) {
-        PolicyRole::System | PolicyRole::Producer => None,
-        PolicyRole::Consumer | PolicyRole::WorkloadOwner => policy.meta.label(labels::NAMESPACE),
+    let target =
+        match policy.spec.get("targetRef").filter(|target| !target.is_null()).map(TargetRef::deserialize) {
+            None => None,
+            Some(Ok(target)) => Some(target),
+            Some(Err(_)) => return false,
+        };
+    let attachment = Attachment::of(&policy.meta, target.as_ref());
+    let has_section = match &attachment {
+        Attachment::Dataplane { section: Some(section), .. } => has_section(dataplane, section),
+        _ => true,
     };
-    if own_namespace.is_some_and(|own| dataplane.meta.label(labels::NAMESPACE) != Some(own)) {
-        return false;
-    }
-    let Some(target) = policy.spec.get("targetRef").filter(|target| !target.is_null()) else { return true };
-    let Ok(target) = TargetRef::deserialize(target) else { return false };
-    match target.kind {
-        TargetKind::Mesh => true,
-        TargetKind::Dataplane => {
-            target.labels.iter().all(|(name, value)| dataplane.meta.label(name) == Some(value))
-                && target
-                    .section_name
-                    .as_deref()
-                    .filter(|section| !section.is_empty())
-                    .is_none_or(|section| has_section(dataplane, section))
-        }
-        _ => false,
-    }
+    has_section && attachment.selects(&dataplane.meta.labels)
 }
 
 /// Whether one of a Dataplane's inbounds or listeners has this name; one without a name goes by its port.
@@ -116,7 +211,7 @@ fn has_section(dataplane: &Resource, section: &str) -> bool {
 open_enum! {
     /// Where data comes from.
     pub enum DataSourceType {
-        File = "File", Secret = "Secret", SecretRef = "SecretRef", EnvVar = "EnvVar", InsecureInline = "InsecureInline",
+        File = "File", Secret = "Secret", EnvVar = "EnvVar", InsecureInline = "InsecureInline",
     }
 }
 
@@ -132,7 +227,7 @@ spec_struct! {
     }
     /// A file of the control plane.
     pub struct FileSource { pub path: String }
-    /// A Secret of the mesh.
+    /// A Secret of the mesh; the kind is always `Secret`.
     pub struct SecretRef { pub kind: String, pub name: String }
     /// A variable in the control plane's environment.
     pub struct EnvVarSource { pub name: String }
@@ -185,6 +280,15 @@ mod tests {
         ] {
             assert_eq!(selects(&policy(&json!({}), &target), &dataplane("demo")), expected, "{target}");
         }
+    }
+
+    #[test]
+    fn a_policy_of_a_namespace_that_it_does_not_name_is_attached_to_nobody() {
+        let labels = json!({ "kuma.io/policy-role": "consumer" });
+        assert!(!selects(&policy(&labels, &json!({ "kind": "Mesh" })), &dataplane("demo")));
+        let labels = json!({ "k8s.kuma.io/namespace": "demo", "kuma.io/policy-role": "workload-owner" });
+        let elsewhere = json!({ "kind": "Dataplane", "labels": { "k8s.kuma.io/namespace": "other" } });
+        assert!(!selects(&policy(&labels, &elsewhere), &dataplane("other")));
     }
 
     #[test]

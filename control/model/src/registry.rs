@@ -51,6 +51,20 @@ pub struct PolicyTraits {
     pub is_outbound: bool,
 }
 
+impl PolicyTraits {
+    /// It has `to` and `rules`.
+    pub(crate) const TO_AND_RULES: Self =
+        Self { has_to: true, has_rules: true, is_inbound: true, is_outbound: true };
+    /// It has `to` only.
+    pub(crate) const TO: Self = Self { has_to: true, has_rules: false, is_inbound: false, is_outbound: true };
+    /// It has `rules` only.
+    pub(crate) const RULES: Self =
+        Self { has_to: false, has_rules: true, is_inbound: true, is_outbound: false };
+    /// It configures the proxy as a whole.
+    pub(crate) const PROXY: Self =
+        Self { has_to: false, has_rules: false, is_inbound: false, is_outbound: false };
+}
+
 /// A spec in canonical form, and the paths of the fields that were ignored on the way.
 pub type Normalised = (Value, Vec<String>);
 
@@ -61,6 +75,8 @@ pub struct Codec {
     pub normalise: fn(&Value) -> Result<Normalised, ParseError>,
     /// Adds all that is wrong with a canonical spec.
     pub validate: fn(&Meta, &Value, &mut Violations),
+    /// Adds all that an update may not change: the canonical spec before and after.
+    pub validate_update: fn(&Meta, &Value, &Value, &mut Violations),
     /// What is allowed but unwise.
     pub warnings: fn(&Meta, &Value) -> Vec<String>,
     /// The part of the status that configuration depends on.
@@ -134,10 +150,27 @@ impl Descriptor {
             codec: Codec {
                 normalise: normalise::<T>,
                 validate: validate::<T>,
+                validate_update: validate_update::<T>,
                 warnings: warnings::<T>,
                 project_status: T::project_status,
                 initial_status: initial_status::<T>,
             },
+        }
+    }
+
+    /// A policy: attached to proxies, copied everywhere.
+    pub(crate) const fn policy<T: ResourceSpec>(
+        traits: PolicyTraits,
+        name: &'static str,
+        path: &'static str,
+        short_name: &'static str,
+        singular: &'static str,
+        plural: &'static str,
+    ) -> Self {
+        Self {
+            sync: Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
+            policy: Some(traits),
+            ..Self::of::<T>(name, path, short_name, singular, plural)
         }
     }
 
@@ -215,6 +248,13 @@ fn validate<T: ResourceSpec>(meta: &Meta, spec: &Value, out: &mut Violations) {
     match serde_path_to_error::deserialize::<_, T>(spec) {
         Ok(spec) => spec.validate(meta, out),
         Err(error) => out.add(error.path(), error.inner().to_string()),
+    }
+}
+
+fn validate_update<T: ResourceSpec>(meta: &Meta, before: &Value, after: &Value, out: &mut Violations) {
+    // What can't be read before says nothing of what may change; what can't be read after is told by `validate`.
+    if let (Ok(before), Ok(after)) = (T::deserialize(before), T::deserialize(after)) {
+        after.validate_update(meta, &before, out);
     }
 }
 

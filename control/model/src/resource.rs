@@ -26,6 +26,9 @@ pub trait ResourceSpec: Serialize + DeserializeOwned + 'static {
     /// Adds all that is wrong, with paths from the resource's root.
     fn validate(&self, meta: &Meta, out: &mut Violations);
 
+    /// Adds all that an update may not change.
+    fn validate_update(&self, _meta: &Meta, _before: &Self, _out: &mut Violations) {}
+
     /// Fills in what may be absent.
     fn apply_defaults(&mut self) {}
 
@@ -266,6 +269,14 @@ impl Resource {
     pub fn validate(&self) -> Violations {
         let mut out = crate::labels::validate_meta(self.descriptor.scope, &self.meta);
         (self.descriptor.codec.validate)(&self.meta, &self.spec, &mut out);
+        out
+    }
+
+    /// All that changing the stored resource into this one may not change: its spec. Labels are judged by
+    /// [`crate::labels::validate_immutable`].
+    pub fn validate_update(&self, stored: &Self) -> Violations {
+        let mut out = Violations::new();
+        (self.descriptor.codec.validate_update)(&self.meta, &stored.spec, &self.spec, &mut out);
         out
     }
 

@@ -23,21 +23,24 @@ pub(crate) fn parse<T: DeserializeOwned>(
     };
     let mut out = Violations::new();
     let mut rest = input.clone();
+    let mut taken = None;
     // The parser stops at a fault. With that field taken away it finds the next one.
     while out.0.len() < MOST
         && let Err(error) = serde_path_to_error::deserialize::<_, T>(&rest)
     {
-        let field = match error.path().to_string().as_str() {
-            "." => root.clone(),
-            path => root.field(path),
-        };
+        let at = error.path().to_string();
+        if taken.as_ref() == Some(&at) {
+            // It can't do without this one, so nothing behind it can be found.
+            break;
+        }
+        let field = if at == "." { root.clone() } else { root.field(&at) };
         let found = value_at(&mut rest, error.path());
         out.add(field, message(&error.inner().to_string(), found.as_deref()));
         match found {
-            Some(found) if !found.is_null() => *found = Value::Null,
-            // It can't be taken away, so nothing behind it can be found.
-            _ => break,
+            Some(found) => *found = Value::Null,
+            None => break,
         }
+        taken = Some(at);
     }
     if out.is_empty() {
         out.add(root, first);
@@ -104,6 +107,22 @@ mod tests {
 
     use super::*;
     use crate::types::mesh_timeout::MeshTimeout;
+
+    #[test]
+    fn an_array_is_no_object() {
+        let spec = json!({ "targetRef": ["Mesh"], "to": [{ "targetRef": [], "default": ["1s"] }] });
+        let faults = parse::<MeshTimeout>(&spec, &Path::spec(), true).unwrap_err().lines();
+        assert_eq!(
+            faults,
+            [
+                "spec.targetRef: in body must be of type object: \"array\"",
+                "spec.to[0].default: in body must be of type object: \"array\"",
+                "spec.to[0].targetRef: in body must be of type object: \"array\"",
+            ]
+        );
+        let faults = parse::<MeshTimeout>(&json!([]), &Path::spec(), true).unwrap_err().lines();
+        assert_eq!(faults, ["spec: in body must be of type object: \"array\""]);
+    }
 
     #[test]
     fn all_faults_are_told() {

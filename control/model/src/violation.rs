@@ -51,6 +51,12 @@ impl Violations {
         self.0.iter()
     }
 
+    /// The faults as tables of tests have them, `field: message`.
+    #[cfg(test)]
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.iter().map(|violation| format!("{}: {}", violation.field, violation.message)).collect()
+    }
+
     /// `Ok` when nothing is wrong.
     pub fn into_result(self) -> Result<(), Violations> {
         if self.is_empty() { Ok(()) } else { Err(self) }

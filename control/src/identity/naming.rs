@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ursa_model::types::mesh_identity::MeshIdentity;
-use ursa_model::{Resource, ResourceSpec as _, identity, labels, spiffe};
+use ursa_model::{Resource, ResourceSpec as _, identity, spiffe};
 
 use crate::world::Index;
 
@@ -42,8 +42,8 @@ impl Selected {
 
     /// The SPIFFE id of a Dataplane.
     pub fn spiffe_id(&self, dataplane: &Resource, zone: &str) -> Result<spiffe::SpiffeId, String> {
-        let in_pod = dataplane.meta.label(labels::SERVICE_ACCOUNT).is_some();
-        identity::spiffe_id(&self.spec, &dataplane.meta, zone, in_pod).map_err(|error| error.to_string())
+        let meta = &dataplane.meta;
+        identity::spiffe_id(&self.spec, &meta.mesh, &meta.labels, zone).map_err(|error| error.to_string())
     }
 
     /// Whether control has said that it is ready to issue.

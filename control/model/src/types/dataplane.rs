@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    GoDuration, Protocol,
+    GoDuration, Protocol, labels,
     meta::Meta,
     names,
     registry::Descriptor,
@@ -311,8 +311,11 @@ impl Inbound {
         }
         if let Some(probe) = &self.service_probe {
             let path = path.field("serviceProbe");
-            validate::duration_positive(&path.field("interval"), probe.interval, out);
-            validate::duration_positive(&path.field("timeout"), probe.timeout, out);
+            for (field, duration) in [("interval", probe.interval), ("timeout", probe.timeout)] {
+                if duration.is_some_and(|duration| duration.nanos() <= 0) {
+                    out.add(path.field(field), "must have a positive value");
+                }
+            }
             for (field, threshold) in [
                 ("unhealthyThreshold", probe.unhealthy_threshold),
                 ("healthyThreshold", probe.healthy_threshold),
@@ -358,22 +361,6 @@ impl Gateway {
         if self.tags.0.is_empty() {
             return;
         }
-        for (key, value) in &self.tags.0 {
-            if value.is_empty() {
-                out.add(path.key(key), "tag value must be non-empty");
-            } else if !value.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:".contains(&b)) {
-                out.add(
-                    path.key(key),
-                    "tag value must consist of alphanumeric characters, dots, dashes, colons and underscores",
-                );
-            }
-            if !key.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:/".contains(&b)) {
-                out.add(
-                    path.key(key),
-                    "tag name must consist of alphanumeric characters, dots, dashes, slashes, colons and underscores",
-                );
-            }
-        }
         if let Some(protocol) = self.tags.0.get("kuma.io/protocol")
             && protocol != "tcp"
         {
@@ -381,6 +368,29 @@ impl Gateway {
                 path.key("kuma.io/protocol"),
                 format!("other values than tcp are not allowed, provided value {protocol:?}"),
             );
+        }
+        let is_plain = |text: &str, also: &[u8]| {
+            text.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:".contains(&b) || also.contains(&b))
+        };
+        for (key, value) in &self.tags.0 {
+            if key.is_empty() {
+                out.add(&path, "tag name must be non-empty");
+            }
+            if !is_plain(key, b"/") {
+                out.add(
+                    path.key(key),
+                    "tag name must consist of alphanumeric characters, dots, dashes, slashes and underscores",
+                );
+            }
+            if value.is_empty() {
+                out.add(path.key(key), "tag value must be non-empty");
+            }
+            if !is_plain(value, b"") {
+                out.add(
+                    path.key(key),
+                    "tag value must consist of alphanumeric characters, dots, dashes and underscores",
+                );
+            }
         }
         if !self.tags.0.contains_key("kuma.io/service") {
             out.add(path, "mandatory tag \"kuma.io/service\" is missing");
@@ -403,11 +413,14 @@ impl ReachableBackendRef {
             } else if self.labels.is_empty() {
                 out.add(name, "name or labels are required");
             }
-        } else if !names::dns_1123_subdomain(&self.name).is_empty() {
-            out.add(name, "invalid characters. Valid characters are numbers, lowercase latin letters and '-', '.' symbols.");
+        } else if let Some(fault) = labels::fault_of_name(&self.name) {
+            out.add(name, fault);
         }
         if (!self.name.is_empty() || !self.namespace.is_empty()) && !self.labels.is_empty() {
             out.add(path.field("labels"), "labels cannot be defined when name is specified");
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

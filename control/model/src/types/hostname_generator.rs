@@ -60,16 +60,48 @@ impl ResourceSpec for HostnameGenerator {
                 "exact one selector (meshService, meshExternalService) must be defined",
             );
         }
+        let path = spec.field("template");
+        if self.template.is_empty() {
+            out.add(path, validate::MUST_NOT_BE_EMPTY);
+        } else if let Some(fault) = hostname::faults_of_template(&self.template) {
+            out.add(path, fault);
+        }
         if self.extension.as_ref().is_some_and(|extension| extension.extension_type.is_empty()) {
             out.add(spec.field("extension.type"), validate::MUST_NOT_BE_EMPTY);
         }
-        if self.extension.is_some() {
-            return;
-        }
-        if self.template.is_empty() {
-            out.add(spec.field("template"), validate::MUST_NOT_BE_EMPTY);
-        } else if let Some(fault) = hostname::faults_of_template(&self.template) {
-            out.add(spec.field("template"), fault);
-        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::nothing(
+        "extension: {}",
+        &[
+            "spec.selector: exact one selector (meshService, meshExternalService) must be defined",
+            "spec.template: must not be empty",
+            "spec.extension.type: must not be empty",
+        ]
+    )]
+    #[case::two_selectors(
+        "{selector: {meshService: {}, meshMultiZoneService: {}}, template: a.mesh}",
+        &["spec.selector: exact one selector (meshService, meshExternalService) must be defined"]
+    )]
+    #[case::extension("{selector: {meshService: {}}, template: a.mesh, extension: {type: a}}", &[])]
+    #[case::labels("{selector: {meshService: {}}, template: '{{ .DisplayName }}.{{ label \"a\" }}.mesh'}", &[])]
+    fn generators(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("HostnameGenerator", spec), expected);
+    }
+
+    #[test]
+    fn a_field_that_no_template_has_is_refused() {
+        let faults =
+            faults("HostnameGenerator", "{selector: {meshService: {}}, template: '{{ .Pod }}.mesh'}");
+        assert!(
+            faults[0].starts_with("spec.template: couldn't render template with stub values: "),
+            "{faults:?}"
+        );
     }
 }

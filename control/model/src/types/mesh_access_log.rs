@@ -4,20 +4,19 @@ use crate::{
     Path,
     meta::Meta,
     open_enum,
-    policy::{Match, OtelBackendRef, TargetRef},
-    registry::{Descriptor, PolicyTraits, Sync},
+    policy::{OtelBackendRef, Rule, TargetRef, To},
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
     spec_struct,
-    validate::{self, TargetRefRules, must_be_one_of},
+    validate::{self, EmptyMatch, must_be_one_of},
     violation::Violations,
 };
 
 /// All that is known of the type.
 pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
     acted_on: false,
-    policy: Some(PolicyTraits { has_to: true, has_rules: true, is_inbound: true, is_outbound: true }),
-    ..Descriptor::of::<MeshAccessLog>(
+    ..Descriptor::policy::<MeshAccessLog>(
+        PolicyTraits::TO_AND_RULES,
         "MeshAccessLog",
         "meshaccesslogs",
         "mal",
@@ -37,18 +36,8 @@ spec_struct! {
     /// Logs of what comes in (`rules`) or goes out (`to`).
     pub struct MeshAccessLog {
         pub target_ref: Option<TargetRef>,
-        pub to: Vec<To>,
-        pub rules: Vec<Rule>,
-    }
-    /// For one destination.
-    pub struct To {
-        pub target_ref: TargetRef,
-        pub default: Conf,
-    }
-    /// For what comes in.
-    pub struct Rule {
-        pub matches: Vec<Match>,
-        pub default: Conf,
+        pub to: Vec<To<Conf>>,
+        pub rules: Vec<Rule<Conf>>,
     }
     /// Where logs go; an empty list means nowhere.
     pub struct Conf {
@@ -112,18 +101,12 @@ impl ResourceSpec for MeshAccessLog {
     fn validate(&self, _meta: &Meta, out: &mut Violations) {
         validate::top_level(self.target_ref.as_ref(), !self.rules.is_empty(), out);
         validate::to_or_rules(&self.to, &self.rules, out);
-        let spec = Path::spec();
-        for (i, to) in self.to.iter().enumerate() {
-            let path = spec.field("to").index(i);
-            let rules = TargetRefRules { kinds: validate::ALL_TO_KINDS, is_inbound: false };
-            validate::target_ref(&path.field("targetRef"), &to.target_ref, rules, out);
-            to.default.validate(&path.field("default"), out);
-        }
-        for (i, rule) in self.rules.iter().enumerate() {
-            let path = spec.field("rules").index(i);
-            validate::peer_matches(&path.field("matches"), &rule.matches, out);
-            rule.default.validate(&path.field("default"), out);
-        }
+        validate::each_to(&self.to, validate::ALL_TO_KINDS, out, |to, path, out| {
+            to.default.validate(path, out);
+        });
+        validate::each_rule(&self.rules, EmptyMatch::Everybody, out, |rule, path, out| {
+            rule.default.validate(path, out);
+        });
     }
 }
 
@@ -149,7 +132,7 @@ impl Backend {
                 if let Some(format) = &file.format {
                     format.validate(&path.field("format"), out);
                 }
-                if !file.path.starts_with('/') || file.path.contains('\0') {
+                if !validate::is_file_path(&file.path) {
                     out.add(path.field("path"), "file backend requires a valid path");
                 }
             }
@@ -218,5 +201,36 @@ impl JsonValue {
         if serde_json::from_str::<serde_json::Value>(&text).is_err() {
             out.add(path, "is not a valid JSON object");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::both(
+        "{to: [{targetRef: {kind: Mesh}, default: {backends: []}}], rules: [{default: {backends: []}}]}",
+        &["spec: fields 'to' must be empty when 'rules' is defined"]
+    )]
+    #[case::everybody("rules: [{matches: [{}], default: {backends: []}}]", &[])]
+    #[case::file(
+        "rules: [{default: {backends: [{type: File, file: {path: logs/a.log}}]}}]",
+        &["spec.rules[0].default.backends[0].file.path: file backend requires a valid path"]
+    )]
+    #[case::no_body(
+        "rules: [{default: {backends: [{type: Tcp}, {type: File}, {type: OpenTelemetry}]}}]",
+        &[
+            "spec.rules[0].default.backends[0].tcp: must be defined",
+            "spec.rules[0].default.backends[1].file: must be defined",
+            "spec.rules[0].default.backends[2].openTelemetry: must be defined",
+        ]
+    )]
+    #[case::collector(
+        "rules: [{default: {backends: [{type: OpenTelemetry, openTelemetry: {backendRef: {kind: MeshService, labels: {a: b}}}}]}}]",
+        &["spec.rules[0].default.backends[0].openTelemetry.backendRef.kind: \"kind\" must be one of [\"MeshOpenTelemetryBackend\"]"]
+    )]
+    fn logs(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshAccessLog", spec), expected);
     }
 }

@@ -3,20 +3,19 @@
 use crate::{
     GoDuration, Path,
     meta::Meta,
-    policy::{Match, TargetRef},
-    registry::{Descriptor, PolicyTraits, Sync},
+    policy::{Rule, TargetRef, To},
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
     spec_struct,
-    validate::{self, TargetRefRules},
+    validate::{self, EmptyMatch},
     violation::Violations,
 };
 
 /// All that is known of the type.
 pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
     acted_on: false,
-    policy: Some(PolicyTraits { has_to: true, has_rules: true, is_inbound: true, is_outbound: true }),
-    ..Descriptor::of::<MeshCircuitBreaker>(
+    ..Descriptor::policy::<MeshCircuitBreaker>(
+        PolicyTraits::TO_AND_RULES,
         "MeshCircuitBreaker",
         "meshcircuitbreakers",
         "mcb",
@@ -29,18 +28,8 @@ spec_struct! {
     /// Limits and outlier detection of what comes in (`rules`) or goes out (`to`).
     pub struct MeshCircuitBreaker {
         pub target_ref: Option<TargetRef>,
-        pub to: Vec<To>,
-        pub rules: Vec<Rule>,
-    }
-    /// For one destination.
-    pub struct To {
-        pub target_ref: TargetRef,
-        pub default: Conf,
-    }
-    /// For what comes in.
-    pub struct Rule {
-        pub matches: Vec<Match>,
-        pub default: Conf,
+        pub to: Vec<To<Conf>>,
+        pub rules: Vec<Rule<Conf>>,
     }
     /// One or both.
     pub struct Conf {
@@ -100,21 +89,13 @@ impl ResourceSpec for MeshCircuitBreaker {
 
     fn validate(&self, _meta: &Meta, out: &mut Violations) {
         validate::top_level(self.target_ref.as_ref(), !self.rules.is_empty(), out);
-        let spec = Path::spec();
         if self.to.is_empty() && self.rules.is_empty() {
-            out.add(&spec, "at least one of 'to' or 'rules' has to be defined");
+            out.add(Path::spec(), "at least one of 'to' or 'rules' has to be defined");
         }
-        for (i, to) in self.to.iter().enumerate() {
-            let path = spec.field("to").index(i);
-            let rules = TargetRefRules { kinds: TO_KINDS, is_inbound: false };
-            validate::target_ref(&path.field("targetRef"), &to.target_ref, rules, out);
-            to.default.validate(&path.field("default"), out);
-        }
-        for (i, rule) in self.rules.iter().enumerate() {
-            let path = spec.field("rules").index(i);
-            validate::peer_matches(&path.field("matches"), &rule.matches, out);
-            rule.default.validate(&path.field("default"), out);
-        }
+        validate::each_to(&self.to, TO_KINDS, out, |to, path, out| to.default.validate(path, out));
+        validate::each_rule(&self.rules, EmptyMatch::Everybody, out, |rule, path, out| {
+            rule.default.validate(path, out);
+        });
     }
 }
 
@@ -146,7 +127,7 @@ impl OutlierDetection {
     fn validate(&self, path: &Path, out: &mut Violations) {
         validate::duration_positive(&path.field("interval"), self.interval, out);
         validate::duration_positive(&path.field("baseEjectionTime"), self.base_ejection_time, out);
-        validate::percent(&path.field("maxEjectionPercent"), self.max_ejection_percent, out);
+        validate::percent(&path.field("maxEjectionPercent"), self.max_ejection_percent.map(i64::from), out);
         if let Some(threshold) = &self.healthy_panic_threshold {
             validate::percentage(&path.field("healthyPanicThreshold"), threshold, out);
         }
@@ -185,7 +166,30 @@ impl OutlierDetection {
             let path = path.field("failurePercentage");
             validate::count_positive(&path.field("minimumHosts"), percentage.minimum_hosts, out);
             validate::count_positive(&path.field("requestVolume"), percentage.request_volume, out);
-            validate::percent(&path.field("threshold"), percentage.threshold, out);
+            validate::percent(&path.field("threshold"), percentage.threshold.map(i64::from), out);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::both("{to: [{targetRef: {kind: Mesh}, default: {connectionLimits: {}}}], rules: [{default: {connectionLimits: {}}}]}", &[])]
+    #[case::nothing(
+        "to: [{targetRef: {kind: Mesh}, default: {}}]",
+        &["spec.to[0].default: at least one of: 'connectionLimits' or 'outlierDetection' should be configured"]
+    )]
+    #[case::no_detector(
+        "rules: [{default: {outlierDetection: {detectors: {}}}}]",
+        &["spec.rules[0].default.outlierDetection.detectors: must have at least one defined: totalFailures, gatewayFailures, localOriginFailures, successRate, failurePercentage"]
+    )]
+    #[case::route(
+        "to: [{targetRef: {kind: MeshHTTPRoute, labels: {a: b}}, default: {connectionLimits: {}}}]",
+        &["spec.to[0].targetRef.kind: value 'MeshHTTPRoute' is not supported"]
+    )]
+    fn breakers(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshCircuitBreaker", spec), expected);
     }
 }

@@ -120,44 +120,38 @@ impl ResourceSpec for MeshExternalService {
                 format!("unrecognized type '{other}' - only 'HostnameGenerator' is supported"),
             );
         }
-        valid_port(&path.field("port"), self.matched.port, out);
+        validate::valid_port(&path.field("port"), self.matched.port, out);
         if !PROTOCOLS.contains(&self.matched.protocol.as_str()) {
             out.add(path.field("protocol"), must_be_one_of("protocol", &PROTOCOLS));
         }
-        if self.extension.as_ref().is_some_and(|extension| extension.extension_type.is_empty()) {
-            out.add(spec.field("extension.type"), validate::MUST_NOT_BE_EMPTY);
-        }
-        // With an extension its author judges the endpoints.
-        if self.extension.is_none() {
-            for (i, endpoint) in self.endpoints.iter().enumerate() {
-                endpoint.validate(&spec.field("endpoints").index(i), out);
+        match &self.extension {
+            None => {
+                for (i, endpoint) in self.endpoints.iter().enumerate() {
+                    endpoint.validate(&spec.field("endpoints").index(i), out);
+                }
+                if let Some(tls) = &self.tls {
+                    tls.validate(&spec.field("tls"), out);
+                }
+            }
+            // Its author judges endpoints and TLS, but not what the control plane reads.
+            Some(extension) => {
+                if let Some(verification) = self.tls.as_ref().and_then(|tls| tls.verification.as_ref()) {
+                    verification.validate_sources(&spec.field("tls.verification"), out);
+                }
+                if extension.extension_type.is_empty() {
+                    out.add(spec.field("extension.type"), validate::MUST_NOT_BE_EMPTY);
+                }
             }
         }
-        if let Some(tls) = &self.tls {
-            tls.validate(&spec.field("tls"), out);
-        }
-    }
-}
-
-fn valid_port(path: &Path, port: u32, out: &mut Violations) {
-    if !(1..=65535).contains(&port) {
-        out.add(path, "port must be a valid (1-65535)");
     }
 }
 
 impl Endpoint {
     fn validate(&self, path: &Path, out: &mut Violations) {
-        let kind = if names::is_ip(&self.address) {
-            "an IP"
-        } else if names::is_dns_name(&self.address) {
-            "a hostname"
+        if names::is_ip_or_dns_name(&self.address) {
+            validate::valid_port(&path.field("port"), self.port.unwrap_or_default(), out);
         } else {
             out.add(path.field("address"), "address has to be a valid IP or hostname");
-            return;
-        };
-        match self.port {
-            None => out.add(path.field("port"), format!("must be defined when endpoint is {kind}")),
-            Some(port) => valid_port(&path.field("port"), port, out),
         }
     }
 }
@@ -169,7 +163,10 @@ impl Tls {
         }
         let Some(verification) = &self.verification else { return };
         let path = path.field("verification");
-        if verification.mode.as_ref().is_some_and(|mode| !mode.is_known()) {
+        if verification.server_name.as_ref().is_some_and(|name| !names::is_dns_name(name)) {
+            out.add(path.field("serverName"), "must be a valid DNS name");
+        }
+        if verification.mode.as_ref().is_some_and(|mode| !mode.is_known() && !mode.as_str().is_empty()) {
             out.add(path.field("mode"), must_be_one_of("mode", VerificationMode::KNOWN));
         }
         for (i, san) in verification.subject_alt_names.iter().enumerate() {
@@ -180,30 +177,64 @@ impl Tls {
                 );
             }
         }
-        if verification.server_name.as_ref().is_some_and(|name| !names::is_dns_name(name)) {
-            out.add(path.field("serverName"), "must be a valid DNS name");
-        }
         match (&verification.client_cert, &verification.client_key) {
             (Some(_), None) => out.add(path.field("clientKey"), "must be defined when clientCert is defined"),
             (None, Some(_)) => out.add(path.field("clientCert"), "must be defined when clientKey is defined"),
             _ => {}
         }
-        let sources = [
-            ("caCert", &verification.ca_cert),
-            ("clientCert", &verification.client_cert),
-            ("clientKey", &verification.client_key),
-        ];
+        verification.validate_sources(&path, out);
+    }
+}
+
+impl Verification {
+    /// Files and variables would be the control plane's own, which no author of a service may have read.
+    fn validate_sources(&self, path: &Path, out: &mut Violations) {
+        let sources =
+            [("caCert", &self.ca_cert), ("clientCert", &self.client_cert), ("clientKey", &self.client_key)];
         for (field, source) in sources {
-            let Some(source) = source else { continue };
-            let path = path.field(field);
-            if CERTIFICATE_SOURCES.contains(&source.source_type) {
-                validate::data_source(&path, source, &CERTIFICATE_SOURCES, out);
-            } else {
-                out.add(
-                    path.field("type"),
-                    format!("{} must be one of: Secret, InsecureInline", source.source_type),
-                );
+            match source {
+                Some(source) if matches!(source.source_type, DataSourceType::Unknown(_)) => {
+                    validate::of_control_plane(&path.field(field), source, out);
+                }
+                Some(source) => validate::data_source(&path.field(field), source, &CERTIFICATE_SOURCES, out),
+                None => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::nothing("{}", &["spec.match.port: port must be a valid (1-65535)"])]
+    #[case::endpoints(
+        "{match: {port: 80}, endpoints: [{address: a.example}, {address: 10.0.0.1, port: 70000}, {address: 'unix:///a', port: 1}]}",
+        &[
+            "spec.endpoints[0].port: port must be a valid (1-65535)",
+            "spec.endpoints[1].port: port must be a valid (1-65535)",
+            "spec.endpoints[2].address: address has to be a valid IP or hostname",
+        ]
+    )]
+    #[case::an_extension_judges_its_tls(
+        "{match: {port: 80}, extension: {}, tls: {version: {min: SSL3}, verification: {serverName: 'a b', caCert: {type: File, file: {path: /a}}}}}",
+        &[
+            "spec.tls.verification.caCert.type: File must be one of: Secret, InsecureInline",
+            "spec.extension.type: must not be empty",
+        ]
+    )]
+    #[case::tls(
+        "{match: {port: 80}, tls: {verification: {serverName: 'a b', mode: Some, subjectAltNames: [{type: Some}], clientCert: {type: Secret}}}}",
+        &[
+            "spec.tls.verification.serverName: must be a valid DNS name",
+            "spec.tls.verification.mode: \"mode\" must be one of [\"SkipSAN\", \"SkipCA\", \"SkipAll\", \"Secured\"]",
+            "spec.tls.verification.subjectAltNames[0].type: \"type\" must be one of [\"Prefix\", \"Exact\"]",
+            "spec.tls.verification.clientKey: must be defined when clientCert is defined",
+            "spec.tls.verification.clientCert.secretRef: must be defined",
+        ]
+    )]
+    fn services(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshExternalService", spec), expected);
     }
 }

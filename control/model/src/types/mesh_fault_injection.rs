@@ -3,20 +3,19 @@
 use crate::{
     GoDuration, Path,
     meta::Meta,
-    policy::{Match, TargetRef},
-    registry::{Descriptor, PolicyTraits, Sync},
+    policy::{Rule, TargetRef, To},
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
     spec_struct,
-    validate::{self, TargetRefRules},
+    validate::{self, EmptyMatch},
     violation::Violations,
 };
 
 /// All that is known of the type.
 pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
     acted_on: false,
-    policy: Some(PolicyTraits { has_to: true, has_rules: true, is_inbound: true, is_outbound: true }),
-    ..Descriptor::of::<MeshFaultInjection>(
+    ..Descriptor::policy::<MeshFaultInjection>(
+        PolicyTraits::TO_AND_RULES,
         "MeshFaultInjection",
         "meshfaultinjections",
         "mfi",
@@ -29,18 +28,8 @@ spec_struct! {
     /// Faults of what comes in.
     pub struct MeshFaultInjection {
         pub target_ref: Option<TargetRef>,
-        pub to: Vec<To>,
-        pub rules: Vec<Rule>,
-    }
-    /// For what a gateway sends.
-    pub struct To {
-        pub target_ref: TargetRef,
-        pub default: Conf,
-    }
-    /// For what comes in.
-    pub struct Rule {
-        pub matches: Vec<Match>,
-        pub default: Conf,
+        pub to: Vec<To<Conf>>,
+        pub rules: Vec<Rule<Conf>>,
     }
     /// Faults of requests.
     pub struct Conf {
@@ -77,18 +66,10 @@ impl ResourceSpec for MeshFaultInjection {
     fn validate(&self, _meta: &Meta, out: &mut Violations) {
         validate::top_level(self.target_ref.as_ref(), !self.rules.is_empty(), out);
         validate::to_or_rules(&self.to, &self.rules, out);
-        let spec = Path::spec();
-        for (i, to) in self.to.iter().enumerate() {
-            let path = spec.field("to").index(i);
-            let rules = TargetRefRules { kinds: &["Mesh"], is_inbound: false };
-            validate::target_ref(&path.field("targetRef"), &to.target_ref, rules, out);
-            to.default.validate(&path.field("default"), out);
-        }
-        for (i, rule) in self.rules.iter().enumerate() {
-            let path = spec.field("rules").index(i);
-            validate::peer_matches(&path.field("matches"), &rule.matches, out);
-            rule.default.validate(&path.field("default"), out);
-        }
+        validate::each_to(&self.to, &["Mesh"], out, |to, path, out| to.default.validate(path, out));
+        validate::each_rule(&self.rules, EmptyMatch::Everybody, out, |rule, path, out| {
+            rule.default.validate(path, out);
+        });
     }
 }
 
@@ -126,5 +107,27 @@ impl Conf {
 fn optional_percentage(path: &Path, percentage: Option<&serde_json::Value>, out: &mut Violations) {
     if let Some(percentage) = percentage {
         validate::percentage(&path.field("percentage"), percentage, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::no_faults("rules: [{default: {}}]", &[])]
+    #[case::delay(
+        "rules: [{default: {http: [{abort: {httpStatus: 500}}, {delay: {value: -1s, percentage: '101'}}]}}]",
+        &[
+            "spec.rules[0].default.http.delay[1].value: must not be negative when defined",
+            "spec.rules[0].default.http.delay[1].percentage: must be in inclusive range [0.0, 100.0]",
+        ]
+    )]
+    #[case::bandwidth(
+        "rules: [{default: {http: [{responseBandwidth: {}}]}}]",
+        &["spec.rules[0].default.http.responseBandwidth[0].limit: must be defined"]
+    )]
+    fn injections(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshFaultInjection", spec), expected);
     }
 }

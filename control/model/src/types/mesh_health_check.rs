@@ -3,20 +3,18 @@
 use crate::{
     GoDuration, Path,
     meta::Meta,
-    policy::TargetRef,
-    registry::{Descriptor, PolicyTraits, Sync},
+    policy::{TargetRef, To},
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
-    spec_struct,
-    validate::{self, TargetRefRules},
+    spec_struct, validate,
     violation::Violations,
 };
 
 /// All that is known of the type.
 pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
     acted_on: false,
-    policy: Some(PolicyTraits { has_to: true, has_rules: false, is_inbound: false, is_outbound: true }),
-    ..Descriptor::of::<MeshHealthCheck>(
+    ..Descriptor::policy::<MeshHealthCheck>(
+        PolicyTraits::TO,
         "MeshHealthCheck",
         "meshhealthchecks",
         "mhc",
@@ -29,22 +27,17 @@ spec_struct! {
     /// Health checks of destinations.
     pub struct MeshHealthCheck {
         pub target_ref: Option<TargetRef>,
-        pub to: Vec<To>,
-    }
-    /// For one destination.
-    pub struct To {
-        pub target_ref: TargetRef,
-        pub default: Conf,
+        pub to: Vec<To<Conf>>,
     }
     /// When and how.
     pub struct Conf {
         pub interval: Option<GoDuration>,
         pub timeout: Option<GoDuration>,
-        pub unhealthy_threshold: Option<u32>,
-        pub healthy_threshold: Option<u32>,
+        pub unhealthy_threshold: Option<i32>,
+        pub healthy_threshold: Option<i32>,
         pub initial_jitter: Option<GoDuration>,
         pub interval_jitter: Option<GoDuration>,
-        pub interval_jitter_percent: Option<u32>,
+        pub interval_jitter_percent: Option<i32>,
         pub healthy_panic_threshold: Option<serde_json::Value>,
         pub fail_traffic_on_panic: Option<bool>,
         pub event_log_path: Option<String>,
@@ -85,12 +78,7 @@ impl ResourceSpec for MeshHealthCheck {
 
     fn validate(&self, _meta: &Meta, out: &mut Violations) {
         validate::top_level(self.target_ref.as_ref(), false, out);
-        for (i, to) in self.to.iter().enumerate() {
-            let path = Path::spec().field("to").index(i);
-            let rules = TargetRefRules { kinds: TO_KINDS, is_inbound: false };
-            validate::target_ref(&path.field("targetRef"), &to.target_ref, rules, out);
-            to.default.validate(&path.field("default"), out);
-        }
+        validate::each_to(&self.to, TO_KINDS, out, |to, path, out| to.default.validate(path, out));
     }
 }
 
@@ -98,16 +86,17 @@ impl Conf {
     fn validate(&self, path: &Path, out: &mut Violations) {
         validate::duration_positive(&path.field("interval"), self.interval, out);
         validate::duration_positive(&path.field("timeout"), self.timeout, out);
-        validate::count_positive(&path.field("unhealthyThreshold"), self.unhealthy_threshold, out);
-        validate::count_positive(&path.field("healthyThreshold"), self.healthy_threshold, out);
+        validate::value_positive(&path.field("unhealthyThreshold"), self.unhealthy_threshold, out);
+        validate::value_positive(&path.field("healthyThreshold"), self.healthy_threshold, out);
         validate::duration_positive(&path.field("initialJitter"), self.initial_jitter, out);
         validate::duration_positive(&path.field("intervalJitter"), self.interval_jitter, out);
-        validate::percent(&path.field("intervalJitterPercent"), self.interval_jitter_percent, out);
+        let jitter = self.interval_jitter_percent.map(i64::from);
+        validate::percent(&path.field("intervalJitterPercent"), jitter, out);
         if let Some(threshold) = &self.healthy_panic_threshold {
             validate::percentage(&path.field("healthyPanicThreshold"), threshold, out);
         }
         validate::duration_positive(&path.field("noTrafficInterval"), self.no_traffic_interval, out);
-        if self.event_log_path.as_ref().is_some_and(|path| path.is_empty() || path.contains('\0')) {
+        if self.event_log_path.as_deref().is_some_and(|path| !validate::is_file_path(path)) {
             out.add(path.field("eventLogPath"), "must be a valid path when defined");
         }
         if let Some(http) = &self.http {
@@ -123,5 +112,35 @@ impl Conf {
         if self.http.is_none() && self.tcp.is_none() && self.grpc.is_none() {
             out.add(path, "must have at least one defined: http, tcp, grpc");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::nothing("", &[": must have at least one defined: http, tcp, grpc"])]
+    #[case::thresholds(
+        "tcp: {}, unhealthyThreshold: 0, healthyThreshold: -1",
+        &[
+            ".unhealthyThreshold: must be greater than zero when defined",
+            ".healthyThreshold: must be greater than zero when defined",
+        ]
+    )]
+    #[case::shares(
+        "tcp: {}, intervalJitterPercent: -1, healthyPanicThreshold: '100.1'",
+        &[
+            ".intervalJitterPercent: must be in inclusive range [0, 100]",
+            ".healthyPanicThreshold: must be in inclusive range [0.0, 100.0]",
+        ]
+    )]
+    #[case::log("grpc: {}, eventLogPath: a.log", &[".eventLogPath: must be a valid path when defined"])]
+    #[case::path("http: {path: ''}", &[".http.path: must be defined"])]
+    fn checks(#[case] conf: &str, #[case] expected: &[&str]) {
+        let spec = format!("to: [{{targetRef: {{kind: Mesh}}, default: {{{conf}}}}}]");
+        let expected: Vec<String> =
+            expected.iter().map(|fault| format!("spec.to[0].default{fault}")).collect();
+        assert_eq!(faults("MeshHealthCheck", &spec), expected);
     }
 }

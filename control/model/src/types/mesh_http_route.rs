@@ -6,7 +6,7 @@ use crate::{
     meta::Meta,
     names,
     policy::{BackendRef, TargetRef},
-    registry::Descriptor,
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
     spec_struct,
     validate::{self, TargetRefRules},
@@ -14,22 +14,14 @@ use crate::{
 };
 
 /// All that is known of the type.
-pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: crate::Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
-    policy: Some(crate::PolicyTraits {
-        has_to: true,
-        has_rules: false,
-        is_inbound: false,
-        is_outbound: true,
-    }),
-    ..Descriptor::of::<MeshHTTPRoute>(
-        "MeshHTTPRoute",
-        "meshhttproutes",
-        "mhttpr",
-        "Mesh HTTP Route",
-        "Mesh HTTP Routes",
-    )
-};
+pub static DESCRIPTOR: Descriptor = Descriptor::policy::<MeshHTTPRoute>(
+    PolicyTraits::TO,
+    "MeshHTTPRoute",
+    "meshhttproutes",
+    "mhttpr",
+    "Mesh HTTP Route",
+    "Mesh HTTP Routes",
+);
 
 crate::open_enum! {
     /// How a path is compared.
@@ -160,11 +152,11 @@ impl ResourceSpec for MeshHTTPRoute {
             let path = Path::spec().field("to").index(i);
             let rules = TargetRefRules { kinds: validate::SERVICE_KINDS, is_inbound: false };
             validate::target_ref(&path.field("targetRef"), &to.target_ref, rules, out);
-            if !to.hostnames.is_empty() {
-                out.add(path.field("hostnames"), validate::MUST_NOT_BE_DEFINED);
-            }
             for (j, rule) in to.rules.iter().enumerate() {
                 rule.validate(&path.field("rules").index(j), out);
+            }
+            if !to.hostnames.is_empty() {
+                out.add(path.field("hostnames"), validate::MUST_NOT_BE_DEFINED);
             }
         }
     }
@@ -222,24 +214,21 @@ impl RouteMatch {
 impl PathMatch {
     fn validate(&self, path: &Path, out: &mut Violations) {
         let path = path.field("value");
-        match self.match_type {
-            PathMatchType::RegularExpression => {
-                if self.value.is_empty() {
-                    out.add(path, validate::MUST_NOT_BE_EMPTY);
-                } else {
-                    regular_expression(&path, &self.value, out);
-                }
-            }
-            PathMatchType::Exact | PathMatchType::PathPrefix if !self.value.starts_with('/') => {
-                out.add(path, "must be an absolute path");
-            }
-            PathMatchType::PathPrefix if self.value != "/" && self.value.ends_with('/') => {
-                out.add(
-                    path,
-                    "does not need a trailing slash because only a `/`-separated prefix or an entire path is matched",
-                );
-            }
-            _ => {}
+        if self.match_type == PathMatchType::RegularExpression {
+            return if self.value.is_empty() {
+                out.add(path, validate::MUST_NOT_BE_EMPTY);
+            } else {
+                regular_expression(&path, &self.value, out);
+            };
+        }
+        if self.match_type == PathMatchType::PathPrefix && self.value != "/" && self.value.ends_with('/') {
+            out.add(
+                &path,
+                "does not need a trailing slash because only a `/`-separated prefix or an entire path is matched",
+            );
+        }
+        if !self.value.starts_with('/') {
+            out.add(path, "must be an absolute path");
         }
     }
 }
@@ -295,12 +284,10 @@ impl Filter {
             FilterType::UrlRewrite => {
                 if let Some(rewrite) = &self.url_rewrite {
                     let path = path.field("urlRewrite");
-                    if let Some(hostname) = &rewrite.hostname {
-                        validate_hostname(&path.field("hostname"), hostname, out);
-                    }
                     if let Some(rewrite) = &rewrite.path {
                         rewrite.validate(&path.field("path"), all_prefixes, out);
                     }
+                    validate_hostname(&path.field("hostname"), rewrite.hostname.as_ref(), out);
                     if rewrite.host_to_backend_hostname {
                         out.add(path.field("hostToBackendHostname"), "must not be set");
                     }
@@ -320,9 +307,14 @@ impl Filter {
     }
 }
 
-fn validate_hostname(path: &Path, hostname: &str, out: &mut Violations) {
-    if !names::dns_1123_subdomain(hostname).is_empty() {
-        out.add(path, "must be a valid hostname");
+/// A name that a request can be sent to: no address, no wildcard.
+fn validate_hostname(path: &Path, hostname: Option<&String>, out: &mut Violations) {
+    let Some(hostname) = hostname else { return };
+    if names::is_ip(hostname) {
+        return out.add(path, "cannot be an IP address");
+    }
+    for fault in names::dns_1123_subdomain(hostname) {
+        out.add(path, fault);
     }
 }
 
@@ -347,18 +339,19 @@ impl HeaderModifier {
 
 impl RequestRedirect {
     fn validate(&self, path: &Path, all_prefixes: bool, out: &mut Violations) {
-        if let Some(hostname) = &self.hostname {
-            validate_hostname(&path.field("hostname"), hostname, out);
-        }
         if let Some(rewrite) = &self.path {
             rewrite.validate(&path.field("path"), all_prefixes, out);
         }
+        validate_hostname(&path.field("hostname"), self.hostname.as_ref(), out);
         if let Some(port) = self.port {
             validate::port(&path.field("port"), port, out);
         }
         let codes = [301, 302, 303, 307, 308];
         if self.status_code.is_some_and(|code| !codes.contains(&code)) {
-            out.add(path.field("statusCode"), "must be one of 301, 302, 303, 307, 308");
+            out.add(path.field("statusCode"), "in body should be one of [301 302 303 307 308]");
+        }
+        if self.scheme.as_deref().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
+            out.add(path.field("scheme"), "in body should be one of [http https]");
         }
     }
 }
@@ -375,16 +368,16 @@ impl PathRewrite {
                 if self.replace_prefix_match.is_none() {
                     out.add(path.field("replacePrefixMatch"), validate::MUST_BE_DEFINED);
                 }
-                if !all_prefixes {
-                    out.add(
-                        path.field("replacePrefixMatch"),
-                        "can only appear if all matches match a path prefix",
-                    );
-                }
             }
             PathRewriteType::Unknown(_) => {
                 out.add(path.field("type"), validate::must_be_one_of("type", PathRewriteType::KNOWN));
             }
         }
+        if self.replace_prefix_match.is_some() && !all_prefixes {
+            out.add(path.field("replacePrefixMatch"), "can only appear if all matches match a path prefix");
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

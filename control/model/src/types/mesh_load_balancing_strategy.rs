@@ -4,20 +4,19 @@ use crate::{
     GoDuration, Path,
     meta::Meta,
     open_enum,
-    policy::{TargetKind, TargetRef},
-    registry::{Descriptor, PolicyTraits, Sync},
+    policy::{TargetKind, TargetRef, To},
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
     spec_struct,
-    validate::{self, TargetRefRules, must_be_one_of},
+    validate::{self, must_be_one_of},
     violation::Violations,
 };
 
 /// All that is known of the type.
 pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
     acted_on: false,
-    policy: Some(PolicyTraits { has_to: true, has_rules: false, is_inbound: false, is_outbound: true }),
-    ..Descriptor::of::<MeshLoadBalancingStrategy>(
+    ..Descriptor::policy::<MeshLoadBalancingStrategy>(
+        PolicyTraits::TO,
         "MeshLoadBalancingStrategy",
         "meshloadbalancingstrategies",
         "mlbs",
@@ -33,8 +32,8 @@ open_enum! {
     }
     /// What a hash is made of.
     pub enum HashPolicyType {
-        Header = "Header", Cookie = "Cookie", Connection = "Connection", SourceIp = "SourceIP",
-        QueryParameter = "QueryParameter", FilterState = "FilterState",
+        Header = "Header", Cookie = "Cookie", Connection = "Connection", QueryParameter = "QueryParameter",
+        FilterState = "FilterState",
     }
     /// To which zones traffic fails over.
     pub enum ToZoneType { None = "None", Only = "Only", Any = "Any", AnyExcept = "AnyExcept" }
@@ -44,12 +43,7 @@ spec_struct! {
     /// Load balancing towards destinations.
     pub struct MeshLoadBalancingStrategy {
         pub target_ref: Option<TargetRef>,
-        pub to: Vec<To>,
-    }
-    /// For one destination.
-    pub struct To {
-        pub target_ref: TargetRef,
-        pub default: Conf,
+        pub to: Vec<To<Conf>>,
     }
     /// What is near, how it is chosen, what is hashed.
     pub struct Conf {
@@ -159,12 +153,9 @@ impl ResourceSpec for MeshLoadBalancingStrategy {
 
     fn validate(&self, _meta: &Meta, out: &mut Violations) {
         validate::top_level(self.target_ref.as_ref(), false, out);
-        for (i, to) in self.to.iter().enumerate() {
-            let path = Path::spec().field("to").index(i);
-            let rules = TargetRefRules { kinds: validate::ALL_TO_KINDS, is_inbound: false };
-            validate::target_ref(&path.field("targetRef"), &to.target_ref, rules, out);
-            to.default.validate(&path.field("default"), &to.target_ref.kind, out);
-        }
+        validate::each_to(&self.to, validate::ALL_TO_KINDS, out, |to, path, out| {
+            to.default.validate(path, &to.target_ref.kind, out);
+        });
     }
 }
 
@@ -198,6 +189,9 @@ impl LoadBalancer {
         if !self.balancer_type.is_known() {
             out.add(path.field("type"), must_be_one_of("type", LoadBalancerType::KNOWN));
         }
+        if self.balancer_type != LoadBalancerType::LeastRequest {
+            return;
+        }
         let bias = self.least_request.as_ref().and_then(|least| least.active_request_bias.as_ref());
         let path = path.field("leastRequest.activeRequestBias");
         match bias.map(validate::number) {
@@ -226,7 +220,7 @@ impl LocalityAwareness {
         let Some(cross) = &self.cross_zone else { return };
         let path = path.field("crossZone");
         if *kind == TargetKind::MeshService {
-            return out.add(path, "must not be set: MeshService traffic is local");
+            out.add(&path, "must not be set: MeshService traffic is local");
         }
         for (i, failover) in cross.failover.iter().enumerate() {
             failover.validate(&path.field("failover").index(i), out);
@@ -236,10 +230,10 @@ impl LocalityAwareness {
             match threshold.percentage.as_ref().map(validate::number) {
                 None => out.add(path, validate::MUST_BE_DEFINED),
                 Some(None) => out.add(path, "string must be a valid number"),
-                Some(Some(share)) if share <= 0.0 => out.add(path, "must be greater than 0"),
-                Some(Some(share)) if share > 100.0 => {
+                Some(Some(share)) if !(0.0..=100.0).contains(&share) => {
                     out.add(path, "must be in inclusive range [0.0, 100.0]");
                 }
+                Some(Some(share)) if share <= 0.0 => out.add(path, "must be greater than 0"),
                 Some(Some(_)) => {}
             }
         }
@@ -282,15 +276,56 @@ impl HashPolicy {
             HashPolicyType::Connection => ("connection", self.connection.is_some()),
             HashPolicyType::QueryParameter => ("queryParameter", self.query_parameter.is_some()),
             HashPolicyType::FilterState => ("filterState", self.filter_state.is_some()),
-            HashPolicyType::SourceIp => return,
             HashPolicyType::Unknown(_) => return out.add(path.field("type"), "unrecognized type"),
         };
         if !there {
             out.add(path.field(field), validate::MUST_BE_DEFINED);
         }
+        if self.policy_type != HashPolicyType::Cookie {
+            return;
+        }
         let cookie_path = self.cookie.as_ref().and_then(|cookie| cookie.path.as_deref());
         if cookie_path.is_some_and(|cookie_path| !cookie_path.starts_with('/')) {
             out.add(path.field("cookie.path"), "must be an absolute path");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::nothing("kind: Mesh", "", &[])]
+    #[case::share(
+        "kind: MeshMultiZoneService, labels: {a: b}",
+        "localityAwareness: {crossZone: {failoverThreshold: {percentage: -1}}}",
+        &[".localityAwareness.crossZone.failoverThreshold.percentage: must be in inclusive range [0.0, 100.0]"]
+    )]
+    #[case::zones(
+        "kind: MeshMultiZoneService, labels: {a: b}",
+        "localityAwareness: {crossZone: {failover: [{to: {type: Only}}, {to: {type: Any, zones: [a]}}, {to: {type: Some}}, {from: {zones: ['']}, to: {type: None}}]}}",
+        &[
+            ".localityAwareness.crossZone.failover[0].to.zones: must not be empty when type is Only",
+            ".localityAwareness.crossZone.failover[1].to.zones: must be empty when type is Any",
+            ".localityAwareness.crossZone.failover[2].to.type: unrecognized type",
+            ".localityAwareness.crossZone.failover[3].from.zones[0]: must not be empty",
+        ]
+    )]
+    #[case::hashes(
+        "kind: MeshService, labels: {a: b}",
+        "hashPolicies: [{type: Connection}, {type: SourceIP}, {type: Cookie, cookie: {name: a, path: b}}, {type: Header, header: {name: a}, cookie: {path: b}}]",
+        &[
+            ".hashPolicies[0].connection: must be defined",
+            ".hashPolicies[1].type: unrecognized type",
+            ".hashPolicies[2].cookie.path: must be an absolute path",
+        ]
+    )]
+    #[case::other_balancer("kind: Mesh", "loadBalancer: {type: Random, leastRequest: {activeRequestBias: -1}}", &[])]
+    fn strategies(#[case] target: &str, #[case] conf: &str, #[case] expected: &[&str]) {
+        let spec = format!("to: [{{targetRef: {{{target}}}, default: {{{conf}}}}}]");
+        let expected: Vec<String> =
+            expected.iter().map(|fault| format!("spec.to[0].default{fault}")).collect();
+        assert_eq!(faults("MeshLoadBalancingStrategy", &spec), expected);
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     meta::Meta,
     open_enum,
     policy::{OtelBackendRef, TargetRef},
-    registry::{Descriptor, PolicyTraits, Sync},
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
     spec_struct,
     validate::{self, must_be_one_of},
@@ -14,10 +14,15 @@ use crate::{
 
 /// All that is known of the type.
 pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
     acted_on: false,
-    policy: Some(PolicyTraits { has_to: false, has_rules: false, is_inbound: false, is_outbound: false }),
-    ..Descriptor::of::<MeshMetric>("MeshMetric", "meshmetrics", "mm", "Mesh Metric", "Mesh Metrics")
+    ..Descriptor::policy::<MeshMetric>(
+        PolicyTraits::PROXY,
+        "MeshMetric",
+        "meshmetrics",
+        "mm",
+        "Mesh Metric",
+        "Mesh Metrics",
+    )
 };
 
 open_enum! {
@@ -118,17 +123,11 @@ impl ResourceSpec for MeshMetric {
         }
         // Peers name the elements `application` and `backend` below their lists; clients know the paths so.
         for (i, application) in self.default.applications.iter().enumerate() {
-            valid_port(&path.field("applications.application").index(i), application.port, out);
+            validate::valid_port(&path.field("applications.application").index(i), application.port, out);
         }
         for (i, backend) in self.default.backends.iter().enumerate() {
             backend.validate(&path.field("backends.backend").index(i), out);
         }
-    }
-}
-
-fn valid_port(path: &Path, port: u32, out: &mut Violations) {
-    if !(1..=65535).contains(&port) {
-        out.add(path, "port must be a valid (1-65535)");
     }
 }
 
@@ -171,7 +170,7 @@ impl Backend {
                     return out.add(path.field("prometheus"), validate::MUST_BE_DEFINED);
                 };
                 if let Some(port) = prometheus.port {
-                    valid_port(&path.field("port"), port, out);
+                    validate::valid_port(&path.field("port"), port, out);
                 }
                 let mode = prometheus.tls.as_ref().and_then(|tls| tls.mode.as_deref());
                 if mode.is_some_and(|mode| !TLS_MODES.contains(&mode)) {
@@ -187,5 +186,35 @@ impl Backend {
             }
             BackendType::Unknown(_) => out.add(path, "unrecognized type"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::nothing("{}", &[])]
+    #[case::port("default: {backends: [{type: Prometheus, prometheus: {port: 0}}]}", &["spec.default.backends.backend[0].port: port must be a valid (1-65535)"])]
+    #[case::no_body(
+        "default: {backends: [{type: Prometheus}, {type: OpenTelemetry}, {type: Other}]}",
+        &[
+            "spec.default.backends.backend[0].prometheus: must be defined",
+            "spec.default.backends.backend[1].openTelemetry: must be defined",
+            "spec.default.backends.backend[2]: unrecognized type",
+        ]
+    )]
+    fn metrics(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshMetric", spec), expected);
+    }
+
+    #[test]
+    fn a_selector_names_its_type() {
+        let faults =
+            faults("MeshMetric", "default: {sidecar: {profiles: {include: [{type: Some, match: a}]}}}");
+        assert!(
+            faults[0]
+                .starts_with("spec.default.sidecar.profiles.include[0].type: unrecognized type 'Some' - ")
+        );
     }
 }

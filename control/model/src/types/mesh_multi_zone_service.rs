@@ -6,8 +6,7 @@ use crate::{
     policy::LabelSelector,
     registry::{Descriptor, Sync},
     resource::ResourceSpec,
-    spec_struct,
-    validate::{self},
+    spec_struct, validate,
     violation::Violations,
 };
 
@@ -74,7 +73,7 @@ impl ResourceSpec for MeshMultiZoneService {
             out.add(spec.field("selector.meshService.matchLabels"), "cannot be empty");
         }
         if self.ports.is_empty() {
-            out.add(spec.field("ports"), validate::MUST_NOT_BE_EMPTY);
+            out.add(spec.field("ports"), "cannot be empty");
         }
         for (i, port) in self.ports.iter().enumerate() {
             let path = spec.field("ports").index(i);
@@ -84,5 +83,30 @@ impl ResourceSpec for MeshMultiZoneService {
             }
             validate::app_protocol(&path, port.app_protocol.as_ref(), out);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::{faults, faults_named};
+
+    #[rstest::rstest]
+    #[case::nothing(
+        "{}",
+        &["spec.selector.meshService.matchLabels: cannot be empty", "spec.ports: cannot be empty"]
+    )]
+    #[case::name_of_a_port(
+        "{selector: {meshService: {matchLabels: {a: b}}}, ports: [{port: 80, name: ''}]}",
+        &["spec.ports[0].name: must not be empty"]
+    )]
+    fn services(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshMultiZoneService", spec), expected);
+    }
+
+    #[test]
+    fn its_name_is_part_of_a_dns_name() {
+        let spec = "{selector: {meshService: {matchLabels: {a: b}}}, ports: [{port: 80}]}";
+        let faults = faults_named("MeshMultiZoneService", &"a".repeat(64), spec);
+        assert_eq!(faults, ["name: must be no more than 63 characters"]);
     }
 }

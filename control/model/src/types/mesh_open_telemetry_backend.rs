@@ -3,7 +3,7 @@
 use crate::{
     Path,
     meta::Meta,
-    open_enum,
+    names, open_enum,
     registry::Descriptor,
     resource::{NoStatus, ResourceSpec},
     spec_struct,
@@ -68,24 +68,15 @@ impl ResourceSpec for MeshOpenTelemetryBackend {
             if let Some(address) = &endpoint.address {
                 if address.is_empty() {
                     out.add(path.field("address"), validate::MUST_NOT_BE_EMPTY);
-                } else {
-                    validate::address(&path.field("address"), address, out);
+                } else if !names::is_ip_or_dns_name(address) {
+                    out.add(path.field("address"), "address has to be a valid IP or hostname");
                 }
             }
             if let Some(port) = endpoint.port {
-                validate::port(&path.field("port"), port, out);
+                validate::valid_port(&path.field("port"), port, out);
             }
-            if let Some(text) = &endpoint.path {
-                let path = path.field("path");
-                if self.protocol.as_ref().is_none_or(|protocol| *protocol == BackendProtocol::Grpc) {
-                    out.add(&path, "must not be set when protocol is grpc");
-                }
-                if !text.starts_with('/') {
-                    out.add(&path, "must start with /");
-                }
-                if text.contains(['?', '#']) {
-                    out.add(&path, "must not contain query or fragment");
-                }
+            if let Some(text) = endpoint.path.as_deref().filter(|text| !text.is_empty()) {
+                self.validate_path(&path.field("path"), text, out);
             }
         }
         if self.protocol.as_ref().is_some_and(|protocol| !protocol.is_known()) {
@@ -100,5 +91,46 @@ impl ResourceSpec for MeshOpenTelemetryBackend {
                 out.add(path.field("precedence"), must_be_one_of("precedence", EnvPrecedence::KNOWN));
             }
         }
+    }
+}
+
+impl MeshOpenTelemetryBackend {
+    fn validate_path(&self, path: &Path, text: &str, out: &mut Violations) {
+        if self.protocol.as_ref().is_none_or(|protocol| *protocol == BackendProtocol::Grpc) {
+            return out.add(path, "must not be set when protocol is grpc");
+        }
+        if !text.starts_with('/') {
+            out.add(path, "must start with /");
+        }
+        if text.contains(['?', '#']) {
+            out.add(path, "must not contain query or fragment");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::nothing("{}", &[])]
+    #[case::grpc(
+        "endpoint: {path: v1/traces?a}",
+        &["spec.endpoint.path: must not be set when protocol is grpc"]
+    )]
+    #[case::http(
+        "{protocol: http, endpoint: {path: 'v1?a'}}",
+        &["spec.endpoint.path: must start with /", "spec.endpoint.path: must not contain query or fragment"]
+    )]
+    #[case::empty_path("endpoint: {path: ''}", &[])]
+    #[case::endpoint(
+        "endpoint: {address: 'a b', port: 0}",
+        &[
+            "spec.endpoint.address: address has to be a valid IP or hostname",
+            "spec.endpoint.port: port must be a valid (1-65535)",
+        ]
+    )]
+    fn backends(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshOpenTelemetryBackend", spec), expected);
     }
 }

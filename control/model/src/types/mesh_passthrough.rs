@@ -1,11 +1,13 @@
 //! MeshPassthrough: what may leave the mesh by address or name.
 
+use std::collections::BTreeSet;
+
 use crate::{
     Path,
     meta::Meta,
     names, open_enum,
     policy::TargetRef,
-    registry::{Descriptor, PolicyTraits, Sync},
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
     spec_struct,
     validate::{self, must_be_one_of},
@@ -14,10 +16,9 @@ use crate::{
 
 /// All that is known of the type.
 pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
     acted_on: false,
-    policy: Some(PolicyTraits { has_to: false, has_rules: false, is_inbound: false, is_outbound: false }),
-    ..Descriptor::of::<MeshPassthrough>(
+    ..Descriptor::policy::<MeshPassthrough>(
+        PolicyTraits::PROXY,
         "MeshPassthrough",
         "meshpassthroughs",
         "mp",
@@ -56,14 +57,23 @@ spec_struct! {
 const PROTOCOLS: [&str; 6] = ["tcp", "tls", "grpc", "http", "http2", "mysql"];
 const HTTP_PROTOCOLS: [&str; 3] = ["grpc", "http", "http2"];
 
+/// What a match needs of Envoy: matches of one chain must agree.
+#[derive(Debug, PartialEq, Eq)]
+struct Chain<'a> {
+    class: &'static str,
+    /// Canonical, empty for domains.
+    address: String,
+    /// Of a TLS server.
+    server: &'a str,
+}
+
 impl Match {
     /// What is spoken, `tcp` when nothing is said.
     pub fn protocol(&self) -> &str {
         self.protocol.as_ref().map_or("tcp", |protocol| protocol.as_str().unwrap_or_default())
     }
 
-    /// The filter chain it needs: kind of protocol, canonical address, name of a TLS server.
-    fn chain(&self) -> (&'static str, String, &str) {
+    fn chain(&self) -> Chain<'_> {
         let class = match self.protocol() {
             "tls" => "tls",
             protocol if HTTP_PROTOCOLS.contains(&protocol) => "http",
@@ -79,8 +89,53 @@ impl Match {
             }
             _ => String::new(),
         };
-        let name = if self.match_type == "Domain" && class == "tls" { self.value.as_str() } else { "" };
-        (class, address, name)
+        let server = if self.match_type == "Domain" && class == "tls" { self.value.as_str() } else { "" };
+        Chain { class, address, server }
+    }
+
+    /// Whether two matches would need the same filter chain and can't share it. One without a port is for all.
+    fn conflicts_with(&self, other: &Self) -> bool {
+        let chain = self.chain();
+        let same_ports = other.port == self.port || other.port.is_none() || self.port.is_none();
+        let same_protocol = other.protocol() == self.protocol();
+        if !same_ports || other.chain() != chain {
+            return false;
+        }
+        if chain.address.is_empty() {
+            // All domains of HTTP on a port are in one chain.
+            chain.server.is_empty() && chain.class == "http" && !same_protocol
+        } else {
+            !same_protocol || other.value != self.value
+        }
+    }
+
+    /// Which field to change, and why.
+    fn conflict(&self, other: &Self) -> (&'static str, String) {
+        let (was, now) = (other.protocol(), self.protocol());
+        let port = self.port.or(other.port);
+        let ports = port.map_or("all ports".to_owned(), |port| format!("port {port}"));
+        if was == now {
+            let (other, this) = (&other.value, &self.value);
+            let message = format!(
+                "match {this:?} resolves to the same address as match {other:?} on {ports}, both would produce the same filter chain"
+            );
+            return ("value", message);
+        }
+        if !self.chain().address.is_empty() {
+            let message = format!(
+                "protocols {was} and {now} for the same address on {ports} would produce the same filter chain, use a single protocol for {:?}",
+                self.value
+            );
+            return ("protocol", message);
+        }
+        let same = "using the same port in multiple matches requires the same protocol for the following protocols: [grpc http http2]";
+        if self.port == other.port {
+            return ("port", same.to_owned());
+        }
+        let message = format!(
+            "a match without a port applies to all ports, so protocols {was} and {now} are both configured on {ports}, {same}"
+        );
+        ("port", message)
     }
 }
 
@@ -94,16 +149,32 @@ impl ResourceSpec for MeshPassthrough {
         if self.default.passthrough_mode.as_ref().is_some_and(|mode| !mode.is_known()) {
             out.add(path.field("passthroughMode"), must_be_one_of("passthroughMode", PassthroughMode::KNOWN));
         }
-        let all = &self.default.append_match;
-        for (i, entry) in all.iter().enumerate() {
+        // What conflicts with an earlier match isn't held against later ones.
+        let mut accepted: Vec<&Match> = Vec::new();
+        let mut seen = BTreeSet::new();
+        for (i, entry) in self.default.append_match.iter().enumerate() {
             let path = path.field("appendMatch").index(i);
             if entry.protocol() == "mysql" && entry.port.is_none() {
                 out.add(path.field("port"), "port must be defined for Mysql protocol");
             }
-            if entry.port.is_some_and(|port| !(1..=65535).contains(&port)) {
-                out.add(path.field("port"), "port must be a valid (1-65535)");
+            if let Some(port) = entry.port {
+                validate::valid_port(&path.field("port"), port, out);
             }
-            entry.validate_conflicts(&path, &all[..i], out);
+            match accepted.iter().find(|other| entry.conflicts_with(other)) {
+                Some(other) => {
+                    let (field, message) = entry.conflict(other);
+                    out.add(path.field(field), message);
+                }
+                None => accepted.push(entry),
+            }
+            if let Some(port) = entry.port
+                && !seen.insert((port, entry.protocol(), &entry.value))
+            {
+                out.add(
+                    path.field("value"),
+                    format!("value {} is already defiend for this port and protocol", entry.value),
+                );
+            }
             if !PROTOCOLS.contains(&entry.protocol()) {
                 out.add(path.field("protocol"), must_be_one_of("protocol", &PROTOCOLS));
             }
@@ -113,53 +184,6 @@ impl ResourceSpec for MeshPassthrough {
 }
 
 impl Match {
-    /// Two matches that would need the same filter chain can't both be there.
-    fn validate_conflicts(&self, path: &Path, before: &[Match], out: &mut Violations) {
-        let chain = self.chain();
-        let conflict = before.iter().find(|other| {
-            let same_ports = other.port == self.port || other.port.is_none() || self.port.is_none();
-            let same_protocol = other.protocol() == self.protocol();
-            same_ports
-                && other.chain() == chain
-                && if chain.1.is_empty() {
-                    chain.2.is_empty() && chain.0 == "http" && !same_protocol
-                } else {
-                    !same_protocol || other.value != self.value
-                }
-        });
-        if let Some(other) = conflict {
-            if other.protocol() == self.protocol() {
-                let message = format!(
-                    "match {:?} resolves to the same address as match {:?}, both would produce the same filter chain",
-                    self.value, other.value
-                );
-                out.add(path.field("value"), message);
-            } else if chain.1.is_empty() {
-                out.add(
-                    path.field("port"),
-                    "using the same port in multiple matches requires the same protocol for the following protocols: [grpc http http2]",
-                );
-            } else {
-                let message = format!(
-                    "protocols {} and {} for the same address would produce the same filter chain, use a single protocol for {:?}",
-                    other.protocol(),
-                    self.protocol(),
-                    self.value
-                );
-                out.add(path.field("protocol"), message);
-            }
-        }
-        let repeated = |other: &&Match| {
-            other.port == self.port && other.protocol() == self.protocol() && other.value == self.value
-        };
-        if self.port.is_some() && before.iter().any(|other| repeated(&other)) {
-            out.add(
-                path.field("value"),
-                format!("value {} is already defiend for this port and protocol", self.value),
-            );
-        }
-    }
-
     fn validate_value(&self, path: &Path, out: &mut Violations) {
         match self.match_type.as_str() {
             "CIDR" if self.value.parse::<ipnet::IpNet>().is_err() => {
@@ -191,8 +215,7 @@ impl Match {
                     );
                 }
                 let domain = self.value.strip_prefix("*.").unwrap_or(&self.value);
-                let is_address = names::is_ip(domain);
-                if !domain.starts_with('*') && (is_address || !names::is_dns_name(domain)) {
+                if !domain.starts_with('*') && !names::is_dns_name(domain) {
                     out.add(path.field("value"), "provided DNS has incorrect value");
                 }
             }
@@ -201,5 +224,42 @@ impl Match {
                 format!("provided type {other} is not supported, one of Domain, IP, or CIDR is supported"),
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::same_address(
+        "{type: IP, value: '::1', port: 80, protocol: tcp}, {type: CIDR, value: '::1/128', port: 80, protocol: tcp}",
+        &["[1].value: match \"::1/128\" resolves to the same address as match \"::1\" on port 80, both would produce the same filter chain"]
+    )]
+    #[case::two_protocols(
+        "{type: IP, value: 10.0.0.1, protocol: http}, {type: IP, value: 10.0.0.1, protocol: grpc}",
+        &["[1].protocol: protocols http and grpc for the same address on all ports would produce the same filter chain, use a single protocol for \"10.0.0.1\""]
+    )]
+    #[case::all_ports(
+        "{type: Domain, value: a.example, protocol: http}, {type: Domain, value: b.example, port: 80, protocol: grpc}",
+        &["[1].port: a match without a port applies to all ports, so protocols http and grpc are both configured on port 80, using the same port in multiple matches requires the same protocol for the following protocols: [grpc http http2]"]
+    )]
+    #[case::refused_ones_do_not_count(
+        "{type: Domain, value: a.example, port: 80, protocol: http}, {type: Domain, value: b.example, port: 80, protocol: grpc}, {type: Domain, value: c.example, port: 80, protocol: http}",
+        &["[1].port: using the same port in multiple matches requires the same protocol for the following protocols: [grpc http http2]"]
+    )]
+    #[case::twice(
+        "{type: Domain, value: a.example, port: 443, protocol: tls}, {type: Domain, value: a.example, port: 443, protocol: tls}",
+        &["[1].value: value a.example is already defiend for this port and protocol"]
+    )]
+    #[case::different(
+        "{type: Domain, value: a.example, port: 443, protocol: tls}, {type: IP, value: 10.0.0.1, port: 443, protocol: tcp}, {type: CIDR, value: 10.0.0.0/8, port: 443, protocol: tcp}",
+        &[]
+    )]
+    fn matches_that_share_a_chain_agree(#[case] matches: &str, #[case] expected: &[&str]) {
+        let spec = format!("default: {{passthroughMode: Matched, appendMatch: [{matches}]}}");
+        let expected: Vec<String> =
+            expected.iter().map(|fault| format!("spec.default.appendMatch{fault}")).collect();
+        assert_eq!(faults("MeshPassthrough", &spec), expected);
     }
 }

@@ -5,20 +5,18 @@ use crate::{
     meta::Meta,
     open_enum,
     policy::TargetRef,
-    registry::{Descriptor, PolicyTraits, Sync},
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
-    spec_struct,
-    validate::{self},
+    spec_struct, validate,
     violation::Violations,
     yaml,
 };
 
 /// All that is known of the type.
 pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
     acted_on: false,
-    policy: Some(PolicyTraits { has_to: false, has_rules: false, is_inbound: false, is_outbound: false }),
-    ..Descriptor::of::<MeshProxyPatch>(
+    ..Descriptor::policy::<MeshProxyPatch>(
+        PolicyTraits::PROXY,
         "MeshProxyPatch",
         "meshproxypatches",
         "mpp",
@@ -188,5 +186,23 @@ fn validate_value(path: &Path, value: &str, out: &mut Violations) {
         // Go's word for a text that ends too early is what clients look for.
         Err(_) if value.trim() == "{" => out.add(path, "native Envoy resource is not valid: unexpected EOF"),
         Err(error) => out.add(path, format!("native Envoy resource is not valid: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::nothing("{}", &["spec.default.appendModifications: must not be empty"])]
+    #[case::no_value(
+        "default: {appendModifications: [{cluster: {operation: Add}}, {cluster: {operation: Patch}}]}",
+        &[
+            "spec.default.appendModifications[0].cluster.value: must be defined",
+            "spec.default.appendModifications[1].cluster: cluster must have exactly one defined: value, jsonPatches",
+        ]
+    )]
+    fn patches(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshProxyPatch", spec), expected);
     }
 }

@@ -3,20 +3,19 @@
 use crate::{
     GoDuration, Path,
     meta::Meta,
-    policy::{Match, TargetRef},
-    registry::{Descriptor, PolicyTraits, Sync},
+    policy::{Rule, TargetRef, To},
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
     spec_struct,
-    validate::{self, TargetRefRules},
+    validate::{self, EmptyMatch},
     violation::Violations,
 };
 
 /// All that is known of the type.
 pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
     acted_on: false,
-    policy: Some(PolicyTraits { has_to: true, has_rules: true, is_inbound: true, is_outbound: true }),
-    ..Descriptor::of::<MeshRateLimit>(
+    ..Descriptor::policy::<MeshRateLimit>(
+        PolicyTraits::TO_AND_RULES,
         "MeshRateLimit",
         "meshratelimits",
         "mrl",
@@ -29,18 +28,8 @@ spec_struct! {
     /// Limits of what comes in.
     pub struct MeshRateLimit {
         pub target_ref: Option<TargetRef>,
-        pub to: Vec<To>,
-        pub rules: Vec<Rule>,
-    }
-    /// For what a gateway sends.
-    pub struct To {
-        pub target_ref: TargetRef,
-        pub default: Conf,
-    }
-    /// For what comes in.
-    pub struct Rule {
-        pub matches: Vec<Match>,
-        pub default: Conf,
+        pub to: Vec<To<Conf>>,
+        pub rules: Vec<Rule<Conf>>,
     }
     /// Limits.
     pub struct Conf {
@@ -81,31 +70,23 @@ impl ResourceSpec for MeshRateLimit {
     fn validate(&self, _meta: &Meta, out: &mut Violations) {
         validate::top_level(self.target_ref.as_ref(), !self.rules.is_empty(), out);
         validate::to_or_rules(&self.to, &self.rules, out);
-        let spec = Path::spec();
-        for (i, to) in self.to.iter().enumerate() {
-            let path = spec.field("to").index(i);
-            let rules = TargetRefRules { kinds: &["Mesh"], is_inbound: false };
-            validate::target_ref(&path.field("targetRef"), &to.target_ref, rules, out);
-            to.default.validate(&path.field("default.local"), out);
-        }
-        for (i, rule) in self.rules.iter().enumerate() {
-            let path = spec.field("rules").index(i);
-            validate::peer_matches(&path.field("matches"), &rule.matches, out);
-            let path = path.field("default.local");
-            rule.default.validate(&path, out);
+        validate::each_to(&self.to, &["Mesh"], out, |to, path, out| to.default.validate(path, out));
+        validate::each_rule(&self.rules, EmptyMatch::Refused, out, |rule, path, out| {
+            rule.default.validate(path, out);
             let by_peer = rule.matches.iter().any(|entry| entry.spiffe_id.is_some());
             if by_peer && rule.default.local.as_ref().is_some_and(|local| local.tcp.is_some()) {
-                out.add(path.field("tcp"), validate::NOT_BY_PEER);
+                out.add(path.field("local.tcp"), validate::NOT_BY_PEER);
             }
-        }
+        });
     }
 }
 
 impl Conf {
     fn validate(&self, path: &Path, out: &mut Violations) {
+        let path = path.field("local");
         let Some(local) = &self.local else { return out.add(path, validate::MUST_BE_DEFINED) };
         if local.http.is_none() && local.tcp.is_none() {
-            out.add(path, "must have at least one defined: tcp, http");
+            out.add(&path, "must have at least one defined: tcp, http");
         }
         if let Some(http) = &local.http {
             let path = path.field("http");
@@ -136,5 +117,31 @@ impl Rate {
         if self.interval <= GoDuration::from_millis(50) {
             out.add(path.field("interval"), "must be greater than: 50ms");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::empty_match(
+        "rules: [{matches: [{}], default: {local: {tcp: {disabled: true}}}}]",
+        &["spec.rules[0].matches[0]: must specify at least one of 'spiffeID' or 'sni'"]
+    )]
+    #[case::empty_local(
+        "rules: [{default: {local: {}}}]",
+        &["spec.rules[0].default.local: must have at least one defined: tcp, http"]
+    )]
+    #[case::status(
+        "rules: [{default: {local: {http: {onRateLimit: {status: 0}}}}}]",
+        &["spec.rules[0].default.local.http.onRateLimit.status: must be greater than 0"]
+    )]
+    #[case::to(
+        "to: [{targetRef: {kind: MeshService, labels: {a: b}}, default: {local: {tcp: {disabled: true}}}}]",
+        &["spec.to[0].targetRef.kind: value 'MeshService' is not supported"]
+    )]
+    fn limits(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshRateLimit", spec), expected);
     }
 }

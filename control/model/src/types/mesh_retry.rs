@@ -4,20 +4,25 @@ use crate::{
     GoDuration, Path,
     meta::Meta,
     open_enum,
-    policy::{TargetKind, TargetRef},
-    registry::{Descriptor, PolicyTraits, Sync},
+    policy::{TargetRef, To},
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
     spec_struct,
-    validate::{self, TargetRefRules, must_be_one_of},
+    validate::{self, must_be_one_of},
     violation::Violations,
 };
 
 /// All that is known of the type.
 pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
     acted_on: false,
-    policy: Some(PolicyTraits { has_to: true, has_rules: false, is_inbound: false, is_outbound: true }),
-    ..Descriptor::of::<MeshRetry>("MeshRetry", "meshretries", "mr", "Mesh Retry", "Mesh Retries")
+    ..Descriptor::policy::<MeshRetry>(
+        PolicyTraits::TO,
+        "MeshRetry",
+        "meshretries",
+        "mr",
+        "Mesh Retry",
+        "Mesh Retries",
+    )
 };
 
 open_enum! {
@@ -35,12 +40,7 @@ spec_struct! {
     /// Retries towards destinations.
     pub struct MeshRetry {
         pub target_ref: Option<TargetRef>,
-        pub to: Vec<To>,
-    }
-    /// For one destination.
-    pub struct To {
-        pub target_ref: TargetRef,
-        pub default: Conf,
+        pub to: Vec<To<Conf>>,
     }
     /// By protocol.
     pub struct Conf {
@@ -159,16 +159,12 @@ impl ResourceSpec for MeshRetry {
 
     fn validate(&self, _meta: &Meta, out: &mut Violations) {
         validate::top_level(self.target_ref.as_ref(), false, out);
-        let top_is_route =
-            self.target_ref.as_ref().is_some_and(|target| target.kind == TargetKind::MeshHttpRoute);
-        for (i, to) in self.to.iter().enumerate() {
-            let path = Path::spec().field("to").index(i);
-            let kinds = if top_is_route { &["Mesh"][..] } else { validate::ALL_TO_KINDS };
-            let rules = TargetRefRules { kinds, is_inbound: false };
-            validate::target_ref(&path.field("targetRef"), &to.target_ref, rules, out);
-            // Peers put `conf` between; clients know the paths so.
-            to.default.validate(&path.field("default.conf"), out);
-        }
+        let on_route = validate::is_on_route(self.target_ref.as_ref());
+        let kinds = if on_route { validate::TO_KINDS_OF_A_ROUTE } else { validate::ALL_TO_KINDS };
+        // Peers put `conf` between; clients know the paths so.
+        validate::each_to(&self.to, kinds, out, |to, path, out| {
+            to.default.validate(&path.field("conf"), out);
+        });
     }
 }
 
@@ -192,7 +188,7 @@ impl Conf {
             if *grpc == Grpc::default() {
                 out.add(&path, validate::MUST_NOT_BE_EMPTY);
             }
-            validate::duration_positive(&path.field("perTryTimeout"), grpc.per_try_timeout, out);
+            validate::duration_not_negative(&path.field("perTryTimeout"), grpc.per_try_timeout, out);
             validate_back_off(&path, grpc.back_off.as_ref(), out);
             validate_rate_limited(&path, grpc.rate_limited_back_off.as_ref(), out);
             let known = |item: &str| GRPC_REASONS.contains(&item);
@@ -203,10 +199,13 @@ impl Conf {
 
 impl Http {
     fn validate(&self, path: &Path, out: &mut Violations) {
-        if *self == Http::default() {
+        // How often hosts are selected means nothing alone.
+        if *self
+            == (Http { host_selection_max_attempts: self.host_selection_max_attempts, ..Http::default() })
+        {
             out.add(path, validate::MUST_NOT_BE_EMPTY);
         }
-        validate::duration_positive(&path.field("perTryTimeout"), self.per_try_timeout, out);
+        validate::duration_not_negative(&path.field("perTryTimeout"), self.per_try_timeout, out);
         validate_back_off(path, self.back_off.as_ref(), out);
         validate_rate_limited(path, self.rate_limited_back_off.as_ref(), out);
         let known = |item: &str| HTTP_REASONS.contains(&item) || is_status(item);
@@ -230,7 +229,7 @@ impl Http {
                         );
                     }
                     if predicate.update_frequency.is_none_or(|frequency| frequency <= 0) {
-                        out.add(path.field("updateFrequency"), "must be defined and greater than zero");
+                        out.add(path.field("updateFrequency"), validate::DEFINED_AND_ABOVE_ZERO);
                     }
                 }
                 PredicateType::Unknown(other) => {
@@ -262,7 +261,9 @@ fn validate_back_off(path: &Path, back_off: Option<&BackOff>, out: &mut Violatio
 fn validate_rate_limited(path: &Path, back_off: Option<&RateLimitedBackOff>, out: &mut Violations) {
     let Some(back_off) = back_off else { return };
     let path = path.field("rateLimitedBackOff");
-    validate::duration_positive(&path.field("maxInterval"), back_off.max_interval, out);
+    if back_off.max_interval.is_some_and(|interval| interval.nanos() <= 0) {
+        out.add(path.field("maxInterval"), validate::DEFINED_AND_ABOVE_ZERO);
+    }
     let path = path.field("resetHeaders");
     let Some(headers) = &back_off.reset_headers else { return out.add(path, validate::MUST_BE_DEFINED) };
     for (i, header) in headers.iter().enumerate() {
@@ -272,5 +273,37 @@ fn validate_rate_limited(path: &Path, back_off: Option<&RateLimitedBackOff>, out
         if !header.format.is_known() {
             out.add(path.index(i).field("format"), must_be_one_of("format", RateLimitFormat::KNOWN));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::nothing("{}", &["conf: at least one of the 'tcp', 'http', 'grpc' must be specified"])]
+    #[case::attempts_alone("http: {hostSelectionMaxAttempts: 3}", &["conf.http: must not be empty"])]
+    #[case::no_timeout("http: {perTryTimeout: 0s}", &[])]
+    #[case::waiting(
+        "grpc: {rateLimitedBackOff: {maxInterval: 0s, resetHeaders: []}}",
+        &["conf.grpc.rateLimitedBackOff.maxInterval: must be defined and greater than zero"]
+    )]
+    #[case::priorities_twice(
+        "http: {hostSelection: [{predicate: OmitPreviousPriorities, updateFrequency: 1}, {predicate: OmitPreviousPriorities, updateFrequency: 1}]}",
+        &["conf.http.hostSelection[1].predicate: OmitPreviousPriorities must only be specified once"]
+    )]
+    #[case::tags(
+        "http: {hostSelection: [{predicate: OmitHostsWithTags}]}",
+        &["conf.http.hostSelection[0].tags: must be defined"]
+    )]
+    fn retries(#[case] conf: &str, #[case] expected: &[&str]) {
+        let spec = format!("to: [{{targetRef: {{kind: Mesh}}, default: {}}}]", braced(conf));
+        let expected: Vec<String> =
+            expected.iter().map(|fault| format!("spec.to[0].default.{fault}")).collect();
+        assert_eq!(faults("MeshRetry", &spec), expected);
+    }
+
+    fn braced(conf: &str) -> String {
+        if conf.starts_with('{') { conf.to_owned() } else { format!("{{{conf}}}") }
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     meta::Meta,
     policy::{BackendRef, TargetRef},
-    registry::Descriptor,
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
     spec_struct,
     validate::{self, TargetRefRules},
@@ -11,22 +11,14 @@ use crate::{
 };
 
 /// All that is known of the type.
-pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: crate::Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
-    policy: Some(crate::PolicyTraits {
-        has_to: true,
-        has_rules: false,
-        is_inbound: false,
-        is_outbound: true,
-    }),
-    ..Descriptor::of::<MeshTCPRoute>(
-        "MeshTCPRoute",
-        "meshtcproutes",
-        "mtcpr",
-        "Mesh TCP Route",
-        "Mesh TCP Routes",
-    )
-};
+pub static DESCRIPTOR: Descriptor = Descriptor::policy::<MeshTCPRoute>(
+    PolicyTraits::TO,
+    "MeshTCPRoute",
+    "meshtcproutes",
+    "mtcpr",
+    "Mesh TCP Route",
+    "Mesh TCP Routes",
+);
 
 spec_struct! {
     /// Routes of connections to destinations.
@@ -60,10 +52,8 @@ impl ResourceSpec for MeshTCPRoute {
             let rules = TargetRefRules { kinds: validate::SERVICE_KINDS, is_inbound: false };
             validate::target_ref(&path.field("targetRef"), &to.target_ref, rules, out);
             if to.rules.len() > 1 {
-                out.add(
-                    path.field("rules"),
-                    "must have at most one element: a connection has nothing to match on",
-                );
+                // A connection has nothing that a second rule could match on.
+                out.add(path.field("rules"), "in body should have at most 1 items");
             }
             for (j, rule) in to.rules.iter().enumerate() {
                 let path = path.field("rules").index(j).field("default.backendRefs");
@@ -75,5 +65,29 @@ impl ResourceSpec for MeshTCPRoute {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::no_backends(
+        "to: [{targetRef: {kind: MeshService, labels: {a: b}}, rules: [{default: {backendRefs: []}}]}]",
+        &["spec.to[0].rules[0].default.backendRefs: must be defined"]
+    )]
+    #[case::two_rules(
+        "to: [{targetRef: {kind: MeshService, labels: {a: b}}, rules: [
+            {default: {backendRefs: [{kind: MeshService, labels: {a: b}}]}},
+            {default: {backendRefs: [{kind: MeshMultiZoneService, labels: {a: b}}]}}]}]",
+        &[
+            "spec.to[0].rules: in body should have at most 1 items",
+            "spec.to[0].rules[1].default.backendRefs[0].port: must be defined with kind MeshMultiZoneService",
+        ]
+    )]
+    #[case::nowhere("to: []", &[])]
+    fn routes(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshTCPRoute", spec), expected);
     }
 }

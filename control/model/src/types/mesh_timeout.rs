@@ -3,38 +3,30 @@
 use crate::{
     GoDuration,
     meta::Meta,
-    policy::TargetKind,
-    policy::{Match, TargetRef},
-    registry::Descriptor,
+    policy::{Rule, TargetRef, To},
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
     spec_struct,
-    validate::{self, TargetRefRules},
+    validate::{self, EmptyMatch},
     violation::{Path, Violations},
 };
 
 /// All that is known of the type.
-pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: crate::Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
-    policy: Some(crate::PolicyTraits { has_to: true, has_rules: true, is_inbound: true, is_outbound: true }),
-    ..Descriptor::of::<MeshTimeout>("MeshTimeout", "meshtimeouts", "mt", "Mesh Timeout", "Mesh Timeouts")
-};
+pub static DESCRIPTOR: Descriptor = Descriptor::policy::<MeshTimeout>(
+    PolicyTraits::TO_AND_RULES,
+    "MeshTimeout",
+    "meshtimeouts",
+    "mt",
+    "Mesh Timeout",
+    "Mesh Timeouts",
+);
 
 spec_struct! {
     /// Timeouts of what comes in (`rules`) or goes out (`to`).
     pub struct MeshTimeout {
         pub target_ref: Option<TargetRef>,
-        pub to: Vec<To>,
-        pub rules: Vec<Rule>,
-    }
-    /// For one destination.
-    pub struct To {
-        pub target_ref: TargetRef,
-        pub default: Conf,
-    }
-    /// For what comes in.
-    pub struct Rule {
-        pub matches: Vec<Match>,
-        pub default: Conf,
+        pub to: Vec<To<Conf>>,
+        pub rules: Vec<Rule<Conf>>,
     }
     /// The timeouts.
     pub struct Conf {
@@ -58,47 +50,30 @@ impl ResourceSpec for MeshTimeout {
 
     fn validate(&self, _meta: &Meta, out: &mut Violations) {
         validate::top_level(self.target_ref.as_ref(), !self.rules.is_empty(), out);
-        let spec = Path::spec();
         validate::to_or_rules(&self.to, &self.rules, out);
-        let top_is_route =
-            self.target_ref.as_ref().is_some_and(|target| target.kind == TargetKind::MeshHttpRoute);
-        for (i, to) in self.to.iter().enumerate() {
-            let path = spec.field("to").index(i);
-            let kinds = if top_is_route { &["Mesh"][..] } else { validate::ALL_TO_KINDS };
-            let rules = TargetRefRules { kinds, is_inbound: false };
-            validate::target_ref(&path.field("targetRef"), &to.target_ref, rules, out);
-            let on_route = if top_is_route {
-                Some("can't be specified when top-level TargetRef is referencing MeshHTTPRoute")
-            } else if to.target_ref.kind == TargetKind::MeshHttpRoute {
-                Some("can't be specified when 'to' TargetRef is referencing MeshHTTPRoute")
-            } else {
-                None
-            };
-            to.default.validate(&path.field("default"), on_route, out);
-        }
-        for (i, rule) in self.rules.iter().enumerate() {
-            let path = spec.field("rules").index(i);
-            validate::peer_matches(&path.field("matches"), &rule.matches, out);
-            rule.default.validate(&path.field("default"), None, out);
-            let by_peer = rule.matches.iter().any(|entry| entry.spiffe_id.is_some());
-            if by_peer {
-                rule.default.refuse_what_precedes_the_peer(&path.field("default"), out);
+        let on_route = validate::is_on_route(self.target_ref.as_ref());
+        let kinds = if on_route { validate::TO_KINDS_OF_A_ROUTE } else { validate::ALL_TO_KINDS };
+        validate::each_to(&self.to, kinds, out, |to, path, out| to.default.validate(path, on_route, out));
+        validate::each_rule(&self.rules, EmptyMatch::Refused, out, |rule, path, out| {
+            if rule.matches.iter().any(|entry| entry.spiffe_id.is_some()) {
+                rule.default.refuse_what_precedes_the_peer(path, out);
             }
-        }
+            rule.default.validate(path, on_route, out);
+        });
     }
 }
 
 impl Conf {
-    fn validate(&self, path: &Path, on_route: Option<&str>, out: &mut Violations) {
+    fn validate(&self, path: &Path, on_route: bool, out: &mut Violations) {
         if self.connection_timeout.is_none() && self.idle_timeout.is_none() && self.http.is_none() {
             out.add(path, "at least one timeout should be configured");
             return;
         }
         let http = path.field("http");
-        if let Some(message) = on_route {
+        if on_route {
             let mut refuse = |path: Path, set: bool| {
                 if set {
-                    out.add(path, message);
+                    out.add(path, "can't be specified when top-level TargetRef is referencing MeshHTTPRoute");
                 }
             };
             refuse(path.field("connectionTimeout"), self.connection_timeout.is_some());
@@ -132,11 +107,67 @@ impl Conf {
         let fields = [
             ("connectionTimeout", self.connection_timeout),
             ("idleTimeout", self.idle_timeout),
-            ("http.maxConnectionDuration", http.max_connection_duration),
             ("http.requestHeadersTimeout", http.request_headers_timeout),
+            ("http.maxStreamDuration", http.max_stream_duration),
+            ("http.maxConnectionDuration", http.max_connection_duration),
         ];
         for (field, _) in fields.into_iter().filter(|(_, timeout)| timeout.is_some()) {
             out.add(path.field(field), validate::NOT_BY_PEER);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    const BY_PEER: &str = super::validate::NOT_BY_PEER;
+
+    #[rstest::rstest]
+    #[case::a_timeout_of_headers_alone(
+        "to: [{targetRef: {kind: Mesh}, default: {http: {requestHeadersTimeout: 1s}}}]",
+        &[]
+    )]
+    #[case::everything_for_a_route(
+        "to: [{targetRef: {kind: MeshHTTPRoute, labels: {a: b}}, default: {connectionTimeout: 1s, idleTimeout: 1s}}]",
+        &[]
+    )]
+    #[case::on_a_route(
+        "{targetRef: {kind: MeshHTTPRoute}, to: [{targetRef: {kind: MeshExternalService, labels: {a: b}}, default: {idleTimeout: 1s}}]}",
+        &[
+            "spec.targetRef.kind: value 'MeshHTTPRoute' is not supported",
+            "spec.to[0].default.idleTimeout: can't be specified when top-level TargetRef is referencing MeshHTTPRoute",
+        ]
+    )]
+    #[case::nothing(
+        "to: [{targetRef: {kind: Mesh}, default: {}}]",
+        &["spec.to[0].default: at least one timeout should be configured"]
+    )]
+    #[case::negative(
+        "rules: [{default: {connectionTimeout: 0s, idleTimeout: -1s, http: {streamIdleTimeout: -1s}}}]",
+        &[
+            "spec.rules[0].default.connectionTimeout: must be greater than zero when defined",
+            "spec.rules[0].default.idleTimeout: must not be negative when defined",
+            "spec.rules[0].default.http.streamIdleTimeout: must not be negative when defined",
+        ]
+    )]
+    fn timeouts(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshTimeout", spec), expected);
+    }
+
+    #[test]
+    fn what_precedes_the_peer_cannot_depend_on_it() {
+        let spec = "rules: [{matches: [{spiffeID: {type: Exact, value: spiffe://a/b}}], default: {connectionTimeout: 1s,
+            idleTimeout: 1s, http: {requestTimeout: 1s, streamIdleTimeout: 1s, requestHeadersTimeout: 1s,
+            maxStreamDuration: 1s, maxConnectionDuration: 1s}}}]";
+        let fields = [
+            "connectionTimeout",
+            "idleTimeout",
+            "http.requestHeadersTimeout",
+            "http.maxStreamDuration",
+            "http.maxConnectionDuration",
+        ];
+        let expected = fields.map(|field| format!("spec.rules[0].default.{field}: {BY_PEER}"));
+        assert_eq!(faults("MeshTimeout", spec), expected);
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     meta::Meta,
     policy::TargetRef,
-    registry::Descriptor,
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
     spec_struct,
     validate::{self, TlsVersions, must_be_one_of},
@@ -13,16 +13,14 @@ use crate::{
 pub use crate::validate::{TlsVersion, TlsVersions as Version};
 
 /// All that is known of the type.
-pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: crate::Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
-    policy: Some(crate::PolicyTraits {
-        has_to: false,
-        has_rules: true,
-        is_inbound: true,
-        is_outbound: false,
-    }),
-    ..Descriptor::of::<MeshTLS>("MeshTLS", "meshtlses", "mtls", "Mesh TLS", "Mesh TLSes")
-};
+pub static DESCRIPTOR: Descriptor = Descriptor::policy::<MeshTLS>(
+    PolicyTraits::RULES,
+    "MeshTLS",
+    "meshtlses",
+    "mtls",
+    "Mesh TLS",
+    "Mesh TLSes",
+);
 
 crate::open_enum! {
     /// Whether plaintext is accepted.
@@ -76,7 +74,7 @@ impl Conf {
             out.add(path.field("mode"), must_be_one_of("mode", Mode::KNOWN));
         }
         if let Some(ciphers) = &self.tls_ciphers {
-            if !whole_mesh {
+            if !whole_mesh && !ciphers.is_empty() {
                 out.add(
                     path.field("tlsCiphers"),
                     "tlsCiphers can only be defined with top level targetRef kind: Mesh",
@@ -93,5 +91,22 @@ impl Conf {
             }
             version.validate(&path, out);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::nothing("{}", &[])]
+    #[case::no_ciphers("{targetRef: {kind: Dataplane}, rules: [{default: {mode: Strict, tlsCiphers: []}}]}", &[])]
+    #[case::versions(
+        "rules: [{default: {tlsVersion: {min: TLS13, max: TLS12}}}]",
+        &["spec.rules[0].default.tlsVersion.min: min version must be lower than max"]
+    )]
+    #[case::any_version("rules: [{default: {tlsVersion: {min: TLS13, max: TLSAuto}}}]", &[])]
+    fn tls(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshTLS", spec), expected);
     }
 }

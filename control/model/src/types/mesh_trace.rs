@@ -5,7 +5,7 @@ use crate::{
     meta::Meta,
     open_enum,
     policy::{OtelBackendRef, TargetRef},
-    registry::{Descriptor, PolicyTraits, Sync},
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
     spec_struct,
     validate::{self, must_be_one_of},
@@ -14,10 +14,15 @@ use crate::{
 
 /// All that is known of the type.
 pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
     acted_on: false,
-    policy: Some(PolicyTraits { has_to: false, has_rules: false, is_inbound: false, is_outbound: false }),
-    ..Descriptor::of::<MeshTrace>("MeshTrace", "meshtraces", "mtr", "Mesh Trace", "Mesh Traces")
+    ..Descriptor::policy::<MeshTrace>(
+        PolicyTraits::PROXY,
+        "MeshTrace",
+        "meshtraces",
+        "mtr",
+        "Mesh Trace",
+        "Mesh Traces",
+    )
 };
 
 open_enum! {
@@ -191,5 +196,32 @@ fn validate_datadog_url(path: &Path, url: &str, out: &mut Violations) {
     ];
     for (name, _) in refused.into_iter().filter(|(_, there)| *there) {
         out.add(path, format!("{name} must not be defined"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::nothing("{}", &["spec.default.backends: must be defined"])]
+    #[case::two(
+        "default: {backends: [{type: Zipkin}, {type: Zipkin}]}",
+        &["spec.default.backends: must have zero or one backend defined"]
+    )]
+    #[case::samples(
+        "default: {backends: [], sampling: {client: a, random: -1, overall: '100.5'}}",
+        &[
+            "spec.default.sampling.client: string is not a number",
+            "spec.default.sampling.random: must be between 0 and 100",
+            "spec.default.sampling.overall: must be between 0 and 100",
+        ]
+    )]
+    #[case::datadog(
+        "default: {backends: [{type: Datadog, datadog: {url: 'http://a'}}]}",
+        &["spec.default.backends[0].datadog.url: port must be defined"]
+    )]
+    fn traces(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshTrace", spec), expected);
     }
 }

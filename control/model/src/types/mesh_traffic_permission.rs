@@ -3,29 +3,22 @@
 use crate::{
     meta::Meta,
     policy::{Match, TargetRef},
-    registry::Descriptor,
+    registry::{Descriptor, PolicyTraits},
     resource::{NoStatus, ResourceSpec},
-    spec_struct, validate,
+    spec_struct,
+    validate::{self, EmptyMatch},
     violation::{Path, Violations},
 };
 
 /// All that is known of the type.
-pub static DESCRIPTOR: Descriptor = Descriptor {
-    sync: crate::Sync { global_to_zone: true, zone_to_global: true, zone_to_zones: true },
-    policy: Some(crate::PolicyTraits {
-        has_to: false,
-        has_rules: true,
-        is_inbound: true,
-        is_outbound: false,
-    }),
-    ..Descriptor::of::<MeshTrafficPermission>(
-        "MeshTrafficPermission",
-        "meshtrafficpermissions",
-        "mtp",
-        "Mesh Traffic Permission",
-        "Mesh Traffic Permissions",
-    )
-};
+pub static DESCRIPTOR: Descriptor = Descriptor::policy::<MeshTrafficPermission>(
+    PolicyTraits::RULES,
+    "MeshTrafficPermission",
+    "meshtrafficpermissions",
+    "mtp",
+    "Mesh Traffic Permission",
+    "Mesh Traffic Permissions",
+);
 
 spec_struct! {
     /// Who may talk to the selected proxies.
@@ -63,17 +56,39 @@ impl ResourceSpec for MeshTrafficPermission {
                 ("allowWithShadowDeny", &rule.default.allow_with_shadow_deny),
                 ("deny", &rule.default.deny),
             ];
-            if lists.iter().all(|(_, list)| list.is_none()) {
-                out.add(
-                    path.field("default"),
-                    "at least one of 'allow', 'allowWithShadowDeny', 'deny' has to be defined",
-                );
+            if lists.iter().all(|(_, list)| list.as_ref().is_none_or(Vec::is_empty)) {
+                out.add(&path, "at least one of 'allow', 'allowWithShadowDeny', 'deny' has to be defined");
             }
             for (name, list) in lists {
+                // An empty match would let everybody in: nobody is let in by what was left out.
                 for (j, entry) in list.iter().flatten().enumerate() {
-                    validate::peer_match(&path.field(name).index(j), entry, out);
+                    validate::peer_match(&path.field(name).index(j), entry, EmptyMatch::Refused, out);
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case::empty("{}", &["spec: policy must define rules"])]
+    #[case::empty_rule(
+        "rules: [{default: {}}]",
+        &["spec.rules[0]: at least one of 'allow', 'allowWithShadowDeny', 'deny' has to be defined"]
+    )]
+    #[case::empty_lists(
+        "rules: [{default: {allow: [], deny: []}}]",
+        &["spec.rules[0]: at least one of 'allow', 'allowWithShadowDeny', 'deny' has to be defined"]
+    )]
+    #[case::empty_match(
+        "rules: [{default: {allow: [{}]}}]",
+        &["spec.rules[0].allow[0]: must specify at least one of 'spiffeID' or 'sni'"]
+    )]
+    #[case::sni("rules: [{default: {allow: [{sni: {type: Exact, value: a.b}}]}}]", &[])]
+    fn permissions(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshTrafficPermission", spec), expected);
     }
 }

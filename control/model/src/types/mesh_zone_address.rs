@@ -3,10 +3,10 @@
 use crate::{
     Path,
     meta::Meta,
+    names,
     registry::{Descriptor, Sync},
     resource::{NoStatus, ResourceSpec},
-    spec_struct,
-    validate::{self},
+    spec_struct, validate,
     violation::Violations,
 };
 
@@ -38,7 +38,29 @@ impl ResourceSpec for MeshZoneAddress {
 
     fn validate(&self, _meta: &Meta, out: &mut Violations) {
         let spec = Path::spec();
-        validate::address(&spec.field("address"), &self.address, out);
-        validate::port(&spec.field("port"), self.port, out);
+        let path = spec.field("address");
+        match self.address.as_str() {
+            "" => out.add(path, validate::MUST_NOT_BE_EMPTY),
+            "0.0.0.0" | "::" => out.add(path, "must not be 0.0.0.0 or ::"),
+            address if !names::is_ip_or_dns_name(address) => {
+                out.add(path, "must be a valid IP address or domain name");
+            }
+            _ => {}
+        }
+        validate::valid_port(&spec.field("port"), self.port, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults;
+
+    #[rstest::rstest]
+    #[case("{}", &["spec.address: must not be empty", "spec.port: port must be a valid (1-65535)"])]
+    #[case("{address: '::', port: 70000}", &["spec.address: must not be 0.0.0.0 or ::", "spec.port: port must be a valid (1-65535)"])]
+    #[case("{address: 'a b', port: 1}", &["spec.address: must be a valid IP address or domain name"])]
+    #[case("{address: a.example, port: 1}", &[])]
+    fn addresses(#[case] spec: &str, #[case] expected: &[&str]) {
+        assert_eq!(faults("MeshZoneAddress", spec), expected);
     }
 }

@@ -22,6 +22,22 @@ impl ResourceSpec for Workload {
     const DESCRIPTOR: &'static Descriptor = &DESCRIPTOR;
     type Status = WorkloadStatus;
 
-    // The name's length is judged with every resource's.
-    fn validate(&self, _meta: &Meta, _out: &mut Violations) {}
+    fn validate(&self, meta: &Meta, out: &mut Violations) {
+        if meta.display_name().len() > 253 {
+            out.add("name", "must not be longer than 253 characters");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table::faults_named;
+
+    #[test]
+    fn its_name_has_the_length_of_any_name() {
+        assert!(faults_named("Workload", &"a".repeat(253), "{}").is_empty());
+        let expected =
+            ["name: value length must less or equal 253", "name: must not be longer than 253 characters"];
+        assert_eq!(faults_named("Workload", &"a".repeat(254), "{}"), expected);
+    }
 }
