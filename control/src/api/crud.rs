@@ -5,7 +5,9 @@ use std::{collections::HashMap, sync::Arc};
 use axum::{body::Body, response::Response};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use serde_json::{Value, json};
-use ursa_model::{Descriptor, Form, Resource, ResourceKey, Scope, Violation, Violations, labels, structure};
+use ursa_model::{
+    Descriptor, Form, Resource, ResourceKey, Scope, Violation, Violations, labels, structure, validate,
+};
 
 use super::{
     Shared,
@@ -79,8 +81,8 @@ impl Call {
             }
             "" | "universal" => overview::plain(resource),
             _ => {
-                let reason = "must be one of k8s, kubernetes, universal";
-                return Err(ApiError::invalid(RETRIEVE, Violations::one("format", reason)));
+                let reason = validate::must_be_one_of("format", &["k8s", "kubernetes", "universal"]);
+                return Err(ApiError::invalid(RETRIEVE, Violations::one("", reason)));
             }
         };
         Ok(respond::ok(&body))
@@ -131,9 +133,9 @@ impl Call {
     }
 
     pub(super) async fn put(self, body: Body) -> Result<Response, ApiError> {
+        self.writable()?;
         self.mesh_exists().await?;
         self.allowed()?;
-        self.writable()?;
         let limit = self.state.control.config.api_server.max_body_bytes;
         let body = respond::body(&self.headers, body, limit).await?;
         let resource = self.read(&body)?;
@@ -256,27 +258,27 @@ impl Call {
             violations.0.retain(|violation| violation.field == "name");
             return refuse(title, violations);
         };
-        refuse("Could not update a resource", labels::validate_immutable(&current.meta.labels, computed))
+        let title = "Could not update a resource";
+        refuse(title, resource.validate_update(current))?;
+        refuse(title, labels::validate_immutable(&current.meta.labels, computed))
     }
 
     pub(super) async fn delete(self) -> Result<Response, ApiError> {
+        self.writable()?;
         self.mesh_exists().await?;
         self.allowed()?;
-        self.writable()?;
         let failed = |error| ApiError::store(DELETE, &error);
         let key = self.key();
         let store = &self.state.control.store;
         let found = store.get(&key).await.map_err(failed)?;
         let found = found.ok_or_else(|| ApiError::not_found(DELETE, &key))?;
-        let context = self.state.control.label_context();
-        if context.mode == labels::Mode::Zone
-            && let Some(origin) = found.meta.label(labels::ORIGIN).filter(|origin| *origin == "global")
-        {
-            return Err(ApiError::bad_request(format_args!(
-                "resource with {}={origin} cannot be deleted on this control plane",
-                labels::ORIGIN
-            )));
+        let mut violations = Violations::new();
+        labels::validate_origin(&found, &self.state.control.label_context(), &mut violations);
+        for violation in &mut violations.0 {
+            // Peers name the label alone here; clients know it so.
+            violation.field = violation.field.trim_start_matches("labels").to_owned();
         }
+        refuse(DELETE, violations)?;
         match self.descriptor.name {
             "Mesh" => self.mesh_is_unused().await?,
             "Zone" => self.zone_is_offline(&found).await?,

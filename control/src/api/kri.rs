@@ -1,42 +1,21 @@
 //! `/_kri/{kri}`: a resource by its identifier.
 
 use ursa_model::{
-    Descriptor, Kri, Resource, ResourceKey, Scope, by_short_name,
+    Descriptor, Kri, Resource, ResourceKey, Scope,
     labels::{Context, Mode},
+    names,
 };
 
 use std::sync::Arc;
 
 use super::{Shared, error::ApiError};
 
-/// Reads an identifier; the error is in the words that clients know.
+/// Reads an identifier.
 pub fn parse(text: &str) -> Result<(Kri, &'static Descriptor), ApiError> {
-    let parts: Vec<&str> = text.split('_').collect();
-    if parts.len() < 2 {
-        return Err(ApiError::bad_request(format_args!("invalid identifier string: {text:?}")));
-    }
-    if parts[0] != "kri" {
-        return Err(ApiError::bad_request(format_args!("identifier must start with 'kri': {text:?}")));
-    }
-    let Some(descriptor) = by_short_name(parts[1]) else {
-        return Err(ApiError::bad_request(format_args!(
-            "unknown short name of resource type: {:?}",
-            parts[1]
-        )));
-    };
-    let [_, short_name, mesh, zone, namespace, name, section] = parts[..] else {
-        return Err(ApiError::bad_request(format_args!(
-            "invalid identifier string: {text:?} (expected kri_<type>_<mesh>_<zone>_<namespace>_<name>_<section>)"
-        )));
-    };
-    let kri = Kri {
-        short_name: short_name.into(),
-        mesh: mesh.into(),
-        zone: zone.into(),
-        namespace: namespace.into(),
-        name: name.into(),
-        section: section.into(),
-    };
+    let kri: Kri = text.parse().map_err(ApiError::bad_request)?;
+    // What was parsed names a type that exists.
+    let descriptor = kri.descriptor();
+    let descriptor = descriptor.ok_or_else(|| ApiError::not_found("Could not retrieve a resource", text))?;
     Ok((kri, descriptor))
 }
 
@@ -58,10 +37,7 @@ pub fn core_name(kri: &Kri, context: &Context) -> String {
     if local || cluster_scoped {
         return with_namespace(kri.name.clone(), &kri.namespace);
     }
-    let mut hashed = format!("{}{}", kri.mesh, kri.name);
-    hashed.push_str(&kri.zone);
-    hashed.push_str(&kri.namespace);
-    let name = format!("{}-{}", kri.name, safe(fnv64a(hashed.as_bytes())));
+    let name = names::of_copy(&kri.mesh, &kri.name, &kri.zone, &kri.namespace);
     with_namespace(name, &context.system_namespace)
 }
 
@@ -86,16 +62,4 @@ pub(super) async fn find(
     let key = ResourceKey { kind: descriptor.name, mesh, name: kri.name.clone() };
     let plain = store.get(&key).await.map_err(failed)?;
     Ok(plain.filter(|found| found.kri(None) == kri.clone().with_section("")))
-}
-
-fn fnv64a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
-}
-
-/// A hash in letters that spell no words, as Kubernetes writes hashes.
-fn safe(hash: u64) -> String {
-    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
-    format!("{hash:016x}").bytes().map(|c| char::from(ALPHABET[usize::from(c) % ALPHABET.len()])).collect()
 }

@@ -152,15 +152,18 @@ impl Filter {
             }
         }
         if dataplanes {
-            for tag in params.all("tag") {
-                let (name, value) = tag.split_once(':').unwrap_or((tag, ""));
+            // What isn't `name:value` narrows nothing.
+            for (name, value) in params.all("tag").filter_map(|tag| tag.split_once(':')) {
                 filter.tags.push((name.to_owned(), value.to_owned()));
             }
-            match params.first("gateway") {
+            match params.first("gateway").to_lowercase().as_str() {
                 "" => {}
                 "true" | "delegated" => filter.gateway = Some(true),
                 "false" => filter.gateway = Some(false),
-                _ => violations.add("gateway", "must be one of true, false, delegated"),
+                other => violations.add(
+                    format!("{route}.gateway"),
+                    format!("should use `true`, `false` or `delegated` instead of {other}"),
+                ),
             }
         }
         if violations.is_empty() { Ok(filter) } else { Err(ApiError::invalid(TITLE, violations)) }
@@ -211,6 +214,16 @@ mod tests {
             assert_eq!(PageAsked::of(&params(query)).unwrap_err().invalid, [("size".into(), reason.into())]);
         }
         assert_eq!(PageAsked::of(&params("")).unwrap(), PageAsked { offset: 0, size: 100 });
+    }
+
+    #[test]
+    fn dataplanes_are_narrowed_by_tags_and_gateways() {
+        let filter = Filter::of(&params("tag=a:b:c&tag=d&gateway=TRUE"), "/x", true).unwrap();
+        assert_eq!(filter.tags, [("a".to_owned(), "b:c".to_owned())]);
+        assert_eq!(filter.gateway, Some(true));
+        let error = Filter::of(&params("gateway=no"), "/x", true).unwrap_err();
+        let reason = "should use `true`, `false` or `delegated` instead of no";
+        assert_eq!(error.invalid, [("/x.gateway".to_owned(), reason.to_owned())]);
     }
 
     #[test]

@@ -2,6 +2,7 @@ use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
+use ursa_model::Resource;
 
 use super::*;
 use crate::{
@@ -130,6 +131,60 @@ async fn bad_input_is_named() {
     assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
     let (status, _) = api.send("GET", "/meshes/a%00b", Value::Null).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn a_spec_is_an_object() {
+    let api = fixture().with_mesh().await;
+    let timeout = json!({ "type": "MeshTimeout", "mesh": "default", "name": "t", "spec": [] });
+    let (status, body) = api.send("PUT", "/meshes/default/meshtimeouts/t", timeout).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    let expected = json!([{ "field": "spec", "reason": "in body must be of type object: \"array\"" }]);
+    assert_eq!(body["invalid_parameters"], expected);
+}
+
+#[tokio::test]
+async fn the_ids_of_an_identity_stay() {
+    let api = fixture().with_mesh().await;
+    let identity = |path: &str| {
+        json!({
+            "type": "MeshIdentity", "mesh": "default", "name": "i",
+            "spec": {
+                "spiffeID": { "path": path },
+                "provider": { "type": "Bundled", "bundled": { "autogenerate": { "enabled": true } } },
+            },
+        })
+    };
+    let path = "/meshes/default/meshidentities/i";
+    assert_eq!(api.send("PUT", path, identity("/a")).await.0, StatusCode::CREATED);
+    assert_eq!(api.send("PUT", path, identity("/a")).await.0, StatusCode::OK);
+    let (status, body) = api.send("PUT", path, identity("/b")).await;
+    assert_eq!((status, &body["title"]), (StatusCode::BAD_REQUEST, &json!("Could not update a resource")));
+    assert_eq!(body["invalid_parameters"][0]["field"], "spec.spiffeID.path");
+}
+
+#[tokio::test]
+async fn what_only_the_control_plane_writes_is_told_before_anything_else() {
+    let api = fixture();
+    let (status, _) = api.send("PUT", "/meshes/absent/dataplane-insights/d", json!([])).await;
+    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn what_a_zone_wrote_is_not_deleted_on_global() {
+    let api = fixture_with(Config::default().with(&[("mode".to_owned(), json!("global"))]).unwrap())
+        .with_mesh()
+        .await;
+    let timeout = json!({
+        "type": "MeshTimeout", "mesh": "default", "name": "t", "labels": { "kuma.io/origin": "zone" },
+        "spec": { "to": [] },
+    });
+    api.control.store.create(Resource::from_json(&timeout).unwrap()).await.unwrap();
+    let (status, body) = api.send("DELETE", "/meshes/default/meshtimeouts/t", Value::Null).await;
+    assert_eq!((status, &body["title"]), (StatusCode::BAD_REQUEST, &json!("Could not delete a resource")));
+    let expected =
+        json!([{ "field": "[\"kuma.io/origin\"]", "reason": "the origin label must be set to 'global'" }]);
+    assert_eq!(body["invalid_parameters"], expected);
 }
 
 #[tokio::test]
