@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 pub mod api;
@@ -61,6 +61,18 @@ impl GroupReport {
     pub fn judged(&mut self, id: impl Into<String>, difference: Option<String>) {
         let outcome = difference.map_or(Outcome::Passed, |difference| Outcome::Failed { difference });
         self.cases.push(CaseReport { id: id.into(), outcome });
+    }
+
+    /// A case, unless it can't be read, which is noted.
+    fn readable<T: DeserializeOwned>(&mut self, case: &Value) -> Option<T> {
+        match T::deserialize(case) {
+            Ok(case) => Some(case),
+            Err(error) => {
+                let id = case["id"].as_str().unwrap_or("a case without an id");
+                self.judged(id, Some(format!("can't be read: {error}")));
+                None
+            }
+        }
     }
 
     /// Notes a case about something that doesn't exist yet.

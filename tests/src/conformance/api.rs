@@ -76,11 +76,12 @@ struct Exchange {
 }
 
 fn requests(folder: &Path, runtime: &tokio::runtime::Runtime, report: &mut GroupReport) {
-    let cases: Vec<Case> = match read(folder, "cases.yaml") {
+    let cases: Vec<Value> = match read(folder, "cases.yaml") {
         Ok(cases) => cases,
         Err(error) => return report.judged("cases.yaml", Some(format!("{error:#}"))),
     };
-    for case in cases {
+    for case in &cases {
+        let Some(case) = report.readable::<Case>(case) else { continue };
         if let Some(missing) = later(folder, &case) {
             report.unsupported(case.id, missing);
             continue;
