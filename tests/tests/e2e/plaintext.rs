@@ -16,6 +16,8 @@ pub(crate) fn assert_nothing_readable(packets: &Packets, lab: &Lab) {
     assert!(!packets.is_empty(), "the capture saw nothing at all");
     assert_eq!(packets.containing(PLAINTEXT), 0, "an answer crossed the link in plaintext");
     assert_eq!(packets.containing(REQUEST), 0, "a request crossed the link in plaintext");
+    // What proxies say to each other is HTTP/2, whose compressed headers no text is found in; its first words are.
+    assert_eq!(packets.containing("PRI * HTTP/2.0"), 0, "proxies spoke to each other in plaintext");
     assert_eq!(packets.to_network([241, 0, 0, 0], 8), 0, "a packet to a mesh address left its machine");
     let v6 = packets.to_network6(ursa_model::vip::V6_PREFIX, 64);
     assert_eq!(v6, 0, "a packet to a mesh address left its machine over IPv6");
