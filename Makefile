@@ -7,13 +7,14 @@ CORPUS ?= ../shared/corpus
 export URSA_ENVOY := $(TARGET)/envoy/envoy
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: help man build envoy lint deny unit e2e conformance test demo soak clean
+.PHONY: help man build envoy lint deny unit e2e conformance test demo soak bench clean
 
 help:
 	@echo 'make demo [KEEP=1]  the main job end to end on real parts, in namespaces of its own (root)'
 	@echo 'make test           format, lints, dependencies, all tests, conformance where the corpus is (root)'
 	@echo 'make soak           50 rounds of kill -9 with traffic flowing (root)'
 	@echo 'make man            manual pages and completion scripts of every program'
+	@echo 'make bench          speed and size beside a bare server, release builds; rewrites docs/performance.md (root)'
 	@echo 'make build | envoy | lint | deny | unit | e2e | conformance | clean'
 
 build:
@@ -63,6 +64,11 @@ demo: envoy
 soak: envoy build
 	@scripts/need-tools.sh
 	$(BIN)/soak --rounds $(or $(ROUNDS),50)
+
+# The machine's own numbers: nothing else should run meanwhile.
+bench: envoy
+	cargo build --release --workspace --bins
+	$(TARGET)/release/bench --output docs/performance.md $(BENCH)
 
 clean:
 	cargo clean

@@ -1,4 +1,5 @@
 //! End-to-end lab, conformance runner and benchmark peers.
 
+pub mod bench;
 pub mod conformance;
 pub mod lab;
