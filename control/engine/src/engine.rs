@@ -11,7 +11,7 @@ use crate::{
     encoded::{Encoded, TypeUrl},
     envoy::encode,
     graph::Mesh,
-    input::{self, Object},
+    input::{self, Backends, Object},
     own::{self, Own},
     policy::Selected,
     snapshot::{Names, ProxyKey, Snapshot},
@@ -442,7 +442,7 @@ impl Engine {
             .secrets
             .entry(mesh_name.clone())
             .or_insert_with(|| derive_secret(Some(mesh), &mut self.counters));
-        let names = mesh.reachable(key.reachable.as_deref());
+        let names = mesh.reachable(key.reachable.as_ref().map(Backends::refs));
         let mut view = View::new(key, selected, &mut self.store);
         view.put_secret(secret.as_ref());
         let (store, counters) = (&mut self.store, &mut self.counters);

@@ -2,7 +2,7 @@
 //!
 //! An object that can't be understood is left out, with the reason as a warning on it; nothing else suffers.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -32,6 +32,29 @@ pub(crate) fn hash<T: Serialize>(value: &T) -> u128 {
     XxHash3_128::oneshot(&serde_json::to_vec(value).unwrap_or_default())
 }
 
+/// A hash over parts, in order, without an intermediate form.
+pub(crate) struct Fingerprint(XxHash3_128);
+
+impl Fingerprint {
+    pub(crate) fn new() -> Self {
+        Self(XxHash3_128::new())
+    }
+
+    /// A text, told apart from its neighbours by its length.
+    pub(crate) fn text(&mut self, text: &str) {
+        self.0.write(&text.len().to_le_bytes());
+        self.0.write(text.as_bytes());
+    }
+
+    pub(crate) fn number(&mut self, number: u128) {
+        self.0.write(&number.to_le_bytes());
+    }
+
+    pub(crate) fn finish(&self) -> u128 {
+        self.0.finish_128()
+    }
+}
+
 /// What configuration is made from.
 #[derive(Clone, Debug)]
 pub(crate) enum Object {
@@ -51,7 +74,7 @@ pub(crate) struct Proxy {
     pub(crate) inbounds: Vec<InboundPort>,
     pub(crate) redirect: Redirect,
     /// The only destinations it wants to know; all of them when absent.
-    pub(crate) reachable: Option<Vec<Reachable>>,
+    pub(crate) reachable: Option<Backends>,
 }
 
 /// A port of a workload.
@@ -69,8 +92,46 @@ pub(crate) struct InboundPort {
     pub(crate) ready: bool,
 }
 
+/// The destinations that a proxy wants to know. Shared, and compared by their hash: every proxy of a view is
+/// looked up by it with each change of a policy.
+#[derive(Clone, Debug)]
+pub(crate) struct Backends {
+    hash: u128,
+    refs: Arc<[Reachable]>,
+}
+
+impl Backends {
+    pub(crate) fn new(refs: Vec<Reachable>) -> Self {
+        Self { hash: hash(&refs), refs: refs.into() }
+    }
+
+    pub(crate) fn refs(&self) -> &[Reachable] {
+        &self.refs
+    }
+}
+
+impl PartialEq for Backends {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash
+    }
+}
+
+impl Eq for Backends {}
+
+impl PartialOrd for Backends {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Backends {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.hash.cmp(&other.hash)
+    }
+}
+
 /// A destination that a proxy wants to know.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct Reachable {
     pub(crate) kind: String,
     pub(crate) name: String,
@@ -225,7 +286,9 @@ fn proxy(resource: &Arc<Resource>, hash: u128) -> Result<Proxy, String> {
         },
         reachable: transparent.reachable_backends.map(|backends| {
             let refs = backends.refs.into_iter();
-            refs.map(|r| Reachable { kind: r.kind, name: r.name, labels: r.labels, port: r.port }).collect()
+            let wanted =
+                refs.map(|r| Reachable { kind: r.kind, name: r.name, labels: r.labels, port: r.port });
+            Backends::new(wanted.collect())
         }),
     })
 }

@@ -12,7 +12,7 @@ use crate::{
     engine::Counters,
     envoy::encode,
     graph::Mesh,
-    input::{self, InboundPort, Proxy},
+    input::{self, Fingerprint, InboundPort, Proxy},
     policies::EFFECTS,
     policy::{
         Policy, Selected,
@@ -99,15 +99,24 @@ pub(crate) struct Workshop<'a> {
 
 /// Hash of all that a proxy's own resources depend on.
 pub(crate) fn hash(mesh: &Mesh, proxy: &Proxy, selected: &Selected, trust_domains: &[String]) -> u128 {
-    let policies: Vec<String> = selected
-        .values()
-        .flatten()
-        .filter(|policy| !policy.rules.is_empty())
-        .map(|policy| format!("{}/{}/{:032x}", policy.key.kind, policy.key.name, policy.hash))
-        .collect();
-    let identity =
-        mesh.identity_of(proxy).map(|identity| format!("{}/{:032x}", identity.name, identity.hash));
-    input::hash(&(format!("{:032x}", proxy.hash), identity, policies, trust_domains))
+    let mut print = Fingerprint::new();
+    print.number(proxy.hash);
+    if let Some(identity) = mesh.identity_of(proxy) {
+        print.text(&identity.name);
+        print.number(identity.hash);
+    }
+    // Between two lists of texts: no text is that long.
+    print.number(u128::MAX);
+    for policy in selected.values().flatten().filter(|policy| !policy.rules.is_empty()) {
+        print.text(policy.key.kind);
+        print.text(&policy.key.name);
+        print.number(policy.hash);
+    }
+    print.number(u128::MAX);
+    for domain in trust_domains {
+        print.text(domain);
+    }
+    print.finish()
 }
 
 /// Builds them, from `old` where that still holds. A port that can't be built is left out with a warning on the

@@ -13,7 +13,7 @@ use crate::{
     engine::Counters,
     envoy::encode,
     graph::{Mesh, texts},
-    input::{self, Reachable, Service, ServicePort},
+    input::{self, Backends, Fingerprint, Service, ServicePort},
     policies::EFFECTS,
     policy::{Selected, merge},
     resources::Name,
@@ -35,7 +35,7 @@ pub(crate) struct ViewKey {
     /// Hash over the policies that have `to`, in order.
     pub(crate) policies: u128,
     pub(crate) redirect: Redirect,
-    pub(crate) reachable: Option<Vec<Reachable>>,
+    pub(crate) reachable: Option<Backends>,
 }
 
 /// A view and who has it.
@@ -85,14 +85,15 @@ pub(crate) struct Workshop<'a> {
 
 /// The policies of a selection that are about outbound traffic, hashed.
 pub(crate) fn outbound_hash(selected: &Selected) -> u128 {
-    let hashes: Vec<(&str, Vec<String>)> = selected
-        .iter()
-        .map(|(kind, policies)| {
-            let outbound = policies.iter().filter(|policy| !policy.to.is_empty());
-            (*kind, outbound.map(|policy| format!("{}/{:032x}", policy.key.name, policy.hash)).collect())
-        })
-        .collect();
-    input::hash(&hashes)
+    let mut print = Fingerprint::new();
+    for (kind, policies) in selected {
+        for policy in policies.iter().filter(|policy| !policy.to.is_empty()) {
+            print.text(kind);
+            print.text(&policy.key.name);
+            print.number(policy.hash);
+        }
+    }
+    print.finish()
 }
 
 impl View {
@@ -184,7 +185,7 @@ impl View {
         }
         for port in &service.ports {
             if let Some(reachable) = &self.key.reachable
-                && !Mesh::is_reachable(reachable, service, port)
+                && !Mesh::is_reachable(reachable.refs(), service, port)
             {
                 continue;
             }

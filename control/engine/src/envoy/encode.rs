@@ -17,11 +17,8 @@ pub(crate) fn any<M: Message + prost::Name>(message: &M) -> Any {
 
 /// Encodes a resource once: canonical bytes, their hash as the version, and the discovery message around them.
 pub(crate) fn resource<M: Message>(kind: TypeUrl, name: &str, message: &M) -> Arc<Encoded> {
-    let bytes = message.encode_to_vec();
-    let body = match canonical::message(kind.as_str()) {
-        Some(descriptor) => canonical::canonical(&descriptor, &bytes),
-        None => bytes,
-    };
+    let mut body = message.encode_to_vec();
+    canonical::sort(kind.as_str(), &mut body);
     let version: Arc<str> = format!("{:032x}", XxHash3_128::oneshot(&body)).into();
     wrap(kind, name.into(), version, &body)
 }

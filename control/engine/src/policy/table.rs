@@ -7,6 +7,7 @@ use std::{
 
 use super::{Policy, Target};
 
+/// Key and value.
 type Label = (String, String);
 
 /// Policies by name, with an index from labels to those that select by them.
@@ -15,7 +16,7 @@ pub(crate) struct Table {
     by_name: BTreeMap<String, Arc<Policy>>,
     mesh_wide: BTreeSet<String>,
     /// A policy stands under one of the labels it wants: a proxy without that label isn't selected.
-    by_label: BTreeMap<Label, BTreeSet<String>>,
+    by_label: BTreeMap<String, BTreeMap<String, BTreeSet<String>>>,
 }
 
 impl Table {
@@ -26,8 +27,8 @@ impl Table {
             Anchor::Everybody => {
                 self.mesh_wide.insert(name.clone());
             }
-            Anchor::Label(label) => {
-                self.by_label.entry(label).or_default().insert(name.clone());
+            Anchor::Label((key, value)) => {
+                self.by_label.entry(key).or_default().entry(value).or_default().insert(name.clone());
             }
             Anchor::Nobody => {}
         }
@@ -37,12 +38,16 @@ impl Table {
     pub(crate) fn remove(&mut self, name: &str) {
         let Some(policy) = self.by_name.remove(name) else { return };
         self.mesh_wide.remove(name);
-        if let Anchor::Label(label) = anchor(&policy.target)
-            && let Some(names) = self.by_label.get_mut(&label)
+        if let Anchor::Label((key, value)) = anchor(&policy.target)
+            && let Some(values) = self.by_label.get_mut(&key)
+            && let Some(names) = values.get_mut(&value)
         {
             names.remove(name);
             if names.is_empty() {
-                self.by_label.remove(&label);
+                values.remove(&value);
+            }
+            if values.is_empty() {
+                self.by_label.remove(&key);
             }
         }
     }
@@ -53,10 +58,7 @@ impl Table {
 
     /// The policies that select a proxy with these labels, the weakest first.
     pub(crate) fn select(&self, labels: &BTreeMap<String, String>) -> Vec<Arc<Policy>> {
-        let by_label = labels
-            .iter()
-            .filter_map(|(key, value)| self.by_label.get(&(key.clone(), value.clone())))
-            .flatten();
+        let by_label = labels.iter().filter_map(|(key, value)| self.by_label.get(key)?.get(value)).flatten();
         let mut selected: Vec<_> = self
             .mesh_wide
             .iter()
