@@ -4,7 +4,7 @@ use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
     os::unix::fs::{FileTypeExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -43,7 +43,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub struct Servers {
     http: Option<TcpListener>,
     https: Option<TcpListener>,
-    unix: Option<UnixListener>,
+    unix: Option<OperatorSocket>,
 }
 
 impl Servers {
@@ -132,8 +132,8 @@ impl Serving {
         }
     }
 
-    async fn unix(self, listener: UnixListener) {
-        while let Some(accepted) = self.shutdown.run_until_cancelled(listener.accept()).await {
+    async fn unix(self, socket: OperatorSocket) {
+        while let Some(accepted) = self.shutdown.run_until_cancelled(socket.listener.accept()).await {
             let Some((stream, _)) = accepted_or_pause(accepted).await else { continue };
             match stream.peer_cred() {
                 Ok(credentials) => {
@@ -210,7 +210,7 @@ pub async fn listen(interface: &str, port: u16, key: &str) -> anyhow::Result<Tcp
     })
 }
 
-fn listen_unix(path: &Path) -> anyhow::Result<UnixListener> {
+fn listen_unix(path: &Path) -> anyhow::Result<OperatorSocket> {
     let shown = path.display();
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)
@@ -230,7 +230,25 @@ fn listen_unix(path: &Path) -> anyhow::Result<UnixListener> {
     // Everybody may connect; who is admin is decided by the peer's credentials.
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))
         .with_context(|| format!("can't set the mode of {shown}"))?;
-    Ok(listener)
+    Ok(OperatorSocket { listener, path: path.to_owned() })
+}
+
+/// The operator's socket, whose file goes with it: also when the start fails at something that comes later.
+#[derive(Debug)]
+struct OperatorSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for OperatorSocket {
+    fn drop(&mut self) {
+        // While it is still listened on: whoever comes next takes only a socket on which nobody answers.
+        if let Err(error) = fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.path.display(), %error, "the socket can't be removed");
+        }
+    }
 }
 
 /// TLS by the configured files, or by a certificate that is made in the work folder once.
@@ -281,7 +299,7 @@ fn client_verifier(
     Ok(Some(builder.build().with_context(what)?))
 }
 
-fn self_signed(dir: &Path) -> anyhow::Result<(std::path::PathBuf, std::path::PathBuf)> {
+fn self_signed(dir: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
     let (cert, key) = (dir.join("api-tls.crt"), dir.join("api-tls.key"));
     if cert.exists() && key.exists() {
         return Ok((cert, key));
