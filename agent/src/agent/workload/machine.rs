@@ -398,6 +398,7 @@ impl Life {
         let mut changes = self.cache.changes();
         let mut rejections = self.cache.rejection_changes();
         let mut registration = self.registration.subscribe();
+        let mut disk_error = self.disk_error.subscribe();
         let mut refresh = tokio::time::interval(REFRESH);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.facts.names = None; // whatever the shim has, it is to hear the present table
@@ -421,6 +422,7 @@ impl Life {
                 Ok(()) = rejections.changed() => {}
                 Ok(()) = identity.changed() => {}
                 Ok(()) = registration.changed() => {}
+                Ok(()) = disk_error.changed() => {}
                 Ok(()) = self.specs.changed() => self.respecify().await,
                 _ = refresh.tick(), if !settled => {}
             }
