@@ -99,7 +99,7 @@ impl Netns {
                 setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| Error::Namespace {
                     what: "enter",
                     path: self.path.clone(),
-                    hint: Hint("needs CAP_SYS_ADMIN here and in the namespace's user namespace"),
+                    hint: Hint("needs CAP_SYS_ADMIN here and in the namespace's user namespace: run as root"),
                     source: errno.into(),
                 })?;
                 Ok(f())

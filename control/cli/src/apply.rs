@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, bail};
 use http::StatusCode;
 use serde_json::Value;
-use ursa_model::{Resource, Scope};
+use ursa_model::{Resource, ResourceKey, Scope};
 
 use crate::args::{ApplyArgs, Global};
 use crate::config::{ApiServer, Session};
@@ -26,8 +26,17 @@ pub(crate) async fn run(global: &Global, args: ApplyArgs) -> anyhow::Result<()> 
         bail!("no resource(s) passed to apply: {file} holds no document");
     }
     let (mut resources, mut broken) = (Vec::new(), 0);
+    let mut known: BTreeMap<ResourceKey, usize> = BTreeMap::new();
     for (index, text) in documents.iter().enumerate() {
-        match parse(text) {
+        let parsed = parse(text).and_then(|resource| match known.insert(resource.key(), index) {
+            // Of two, the later would silently win over the earlier.
+            Some(first) => Err(format!(
+                "{} is in resource[{first}] already; rename or remove one of them",
+                resource.key()
+            )),
+            None => Ok(resource),
+        });
+        match parsed {
             Ok(resource) => resources.push(resource),
             Err(message) => {
                 broken += 1;
