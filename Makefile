@@ -12,7 +12,7 @@ export CARGO_TERM_COLOR ?= never
 help:
 	@echo 'make demo [KEEP=1]  the main job end to end on real parts, in namespaces of its own (root)'
 	@echo 'make test           format, lints, dependencies, all tests, conformance where the corpus is (root)'
-	@echo 'make soak           50 rounds of kill -9 with traffic flowing (root)'
+	@echo 'make soak           50 rounds of kill -9 with traffic flowing, then 100,000 resources (root)'
 	@echo 'make man            manual pages and completion scripts of every program'
 	@echo 'make bench          speed and size beside a bare server, release builds; rewrites docs/performance.md (root)'
 	@echo 'make build | envoy | lint | deny | unit | e2e | conformance | clean'
@@ -63,7 +63,7 @@ demo: envoy
 
 soak: envoy build
 	@scripts/need-tools.sh
-	$(BIN)/soak --rounds $(or $(ROUNDS),50)
+	$(BIN)/soak --rounds $(or $(ROUNDS),50) --resources $(or $(RESOURCES),100000) $(if $(SEED),--seed $(SEED))
 
 # The machine's own numbers: nothing else should run meanwhile.
 bench: envoy

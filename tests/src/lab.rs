@@ -8,12 +8,17 @@
 //! * [`daemon`]: processes that can be killed and restarted.
 //! * [`program`]: ordinary HTTP programs that know nothing of a mesh.
 //! * [`capture`]: every packet that crosses the bridge.
+//! * [`fault`]: a full disk, a kernel without nf_tables; [`flood`]: very many resources.
+//! * [`http`]: one request over a unix socket.
 //! * [`mesh`]: control plane, nodes and workloads on top.
 //! * [`pair`]: the smallest mesh that does something; [`soak`]: its parts killed in turn.
 //! * [`wait`]: waiting for a condition, with a deadline and an explanation.
 
 pub mod capture;
 pub mod daemon;
+pub mod fault;
+pub mod flood;
+pub mod http;
 pub mod mesh;
 pub mod net;
 pub mod pair;

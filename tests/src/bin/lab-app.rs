@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs as _};
-use std::time::{Duration, Instant};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
@@ -34,12 +34,40 @@ enum Verb {
         #[arg(long)]
         path: std::path::PathBuf,
     },
+    /// Resolves names all the time, each in a thread of its own, and prints one JSON line per lookup.
+    Lookups {
+        #[arg(long, required = true)]
+        name: Vec<String>,
+        #[arg(long)]
+        interval_ms: u64,
+    },
+    /// Becomes another program, for which the kernel has no nf_tables.
+    WithoutNfTables {
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<std::ffi::OsString>,
+    },
+    /// Is a name server: every name has the address 192.0.2.53 and no other record.
+    Resolver {
+        #[arg(long)]
+        address: Ipv4Addr,
+    },
 }
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 fn main() -> anyhow::Result<()> {
     let verb = Verb::parse();
+    if let Verb::WithoutNfTables { command } = &verb {
+        use std::os::unix::process::CommandExt as _;
+        ursa_tests::lab::fault::forbid_nf_tables().context("cannot install the filter")?;
+        let (program, args) = command.split_first().context("which program?")?;
+        return Err(std::process::Command::new(program).args(args).exec().into());
+    }
+    // Only root may have the port of names.
+    let resolver = match &verb {
+        Verb::Resolver { address } => Some(UdpSocket::bind((*address, 53)).context("cannot bind port 53")?),
+        _ => None,
+    };
     // An ordinary program isn't root. Group and user, in that order.
     let uid = if let Verb::Connect { uid, .. } = &verb { *uid } else { 65534 };
     nix::unistd::setgroups(&[])?;
@@ -53,6 +81,12 @@ fn main() -> anyhow::Result<()> {
             println!("{}", intrude(&path).unwrap_or_else(|error| format!("refused: {error}")));
             Ok(())
         }
+        Verb::Lookups { name, interval_ms } => {
+            lookups(&name, Duration::from_millis(interval_ms));
+            Ok(())
+        }
+        Verb::WithoutNfTables { .. } => bail!("invariant: it became another program above"),
+        Verb::Resolver { .. } => resolver.map_or(Ok(()), |socket| answer_lookups(&socket)),
     }
 }
 
@@ -72,6 +106,54 @@ fn intrude(path: &std::path::Path) -> std::io::Result<String> {
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok("closed".to_owned()),
         Err(error) => Err(error),
     }
+}
+
+fn lookups(names: &[String], interval: Duration) {
+    std::thread::scope(|scope| {
+        for name in names {
+            scope.spawn(move || -> anyhow::Result<()> {
+                loop {
+                    let mut answer = resolve(name);
+                    if !answer.ok() {
+                        answer.text = format!("{name}: {}", answer.text);
+                    }
+                    print(&answer)?;
+                    std::thread::sleep(interval);
+                }
+            });
+        }
+    });
+}
+
+/// One question per datagram, as every stub resolver asks.
+fn answer_lookups(socket: &UdpSocket) -> anyhow::Result<()> {
+    const HEADER: usize = 12;
+    let mut packet = [0_u8; 512];
+    loop {
+        let (length, peer) = socket.recv_from(&mut packet)?;
+        let Some(labels) =
+            packet.get(HEADER..length).and_then(|rest| rest.iter().position(|byte| *byte == 0))
+        else {
+            continue;
+        };
+        let question = HEADER + labels + 1..HEADER + labels + 5;
+        if question.end > length {
+            continue;
+        }
+        let is_a = packet[question.start..question.end] == [0, 1, 0, 1];
+        // A response to a query of opcode 0, recursion available, no error; one question, perhaps one answer.
+        let mut response = vec![packet[0], packet[1], 0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0];
+        response.extend_from_slice(&packet[HEADER..question.end]);
+        if is_a {
+            response.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 5, 0, 4, 192, 0, 2, 53]);
+        }
+        socket.send_to(&response, peer)?;
+    }
+}
+
+/// Seconds since 1970: what programs of one machine can compare.
+fn now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 fn serve(name: &str, port: u16) -> anyhow::Result<()> {
@@ -164,8 +246,9 @@ fn load(url: &str, interval: Duration) -> anyhow::Result<()> {
 }
 
 fn resolve(name: &str) -> Answer {
-    let start = Instant::now();
+    let (start, began) = (Instant::now(), now());
     let done = |status, text, failed: &str| Answer {
+        began,
         status,
         text,
         ms: start.elapsed().as_secs_f64() * 1e3,
@@ -183,7 +266,7 @@ fn resolve(name: &str) -> Answer {
 
 /// One request; the connection stays in `kept` when it went well.
 fn request(url: &str, kept: &mut Option<TcpStream>) -> Answer {
-    let start = Instant::now();
+    let (start, began) = (Instant::now(), now());
     let reused = kept.is_some();
     let (status, text, failed) = match exchange(url, kept) {
         Ok((status, body)) => (Some(status), body, ""),
@@ -192,7 +275,8 @@ fn request(url: &str, kept: &mut Option<TcpStream>) -> Answer {
             (None, format!("{error:#}"), step)
         }
     };
-    Answer { status, text, ms: start.elapsed().as_secs_f64() * 1e3, kept: reused, failed: failed.to_owned() }
+    let ms = start.elapsed().as_secs_f64() * 1e3;
+    Answer { status, text, began, ms, kept: reused, failed: failed.to_owned() }
 }
 
 fn exchange(url: &str, kept: &mut Option<TcpStream>) -> Result<(u16, String), (&'static str, anyhow::Error)> {
@@ -207,7 +291,7 @@ fn exchange(url: &str, kept: &mut Option<TcpStream>) -> Result<(u16, String), (&
         Some(stream) => stream,
         None => connect(&target)?,
     };
-    let mut http = || -> anyhow::Result<(u16, String)> {
+    let mut http = || -> anyhow::Result<(u16, String, bool)> {
         write!(stream, "GET /{path} HTTP/1.1\r\nhost: {authority}\r\nuser-agent: lab-app\r\n\r\n")?;
         let mut input = BufReader::new(&stream);
         let mut line = String::new();
@@ -219,11 +303,13 @@ fn exchange(url: &str, kept: &mut Option<TcpStream>) -> Result<(u16, String), (&
         let headers = read_headers(&mut input)?;
         let body = read_body(&mut input, &headers)?;
         let body = String::from_utf8_lossy(&body).into_owned();
-        Ok((status, body))
+        let closing = headers.get("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        Ok((status, body, closing))
     };
-    let result = http().map_err(|error| ("http", error))?;
-    *kept = Some(stream);
-    Ok(result)
+    let (status, body, closing) = http().map_err(|error| ("http", error))?;
+    // A server that says so closes; a request after it would fail for a reason that the client was told.
+    *kept = Some(stream).filter(|_| !closing);
+    Ok((status, body))
 }
 
 /// A body with a length, or in chunks.

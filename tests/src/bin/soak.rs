@@ -1,53 +1,133 @@
-//! `make soak`: kill -9 in a loop, with traffic and lookups flowing.
+//! `make soak`: kill -9 of everything, in a loop, with requests, lookups and writes flowing.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
+use ursa_tests::lab::mesh::Control;
 use ursa_tests::lab::pair::Pair;
-use ursa_tests::lab::soak;
+use ursa_tests::lab::soak::{self, Round, flow, part};
+use ursa_tests::lab::{Lab, Programs, flood};
 
 #[derive(Parser)]
 struct Args {
-    /// How many rounds; ten make a full turn
+    /// How many rounds; 28 hold each part alone and any two
     #[arg(long, default_value_t = 50)]
     rounds: usize,
+    /// What the order is drawn from; another one each time unless given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many resources to apply at once in the end; none if 0
+    #[arg(long, default_value_t = 0)]
+    resources: usize,
+}
+
+#[derive(Default)]
+struct Sum {
+    rounds: usize,
+    requests: (usize, usize),
+    lookups: (usize, usize),
+    writes: (usize, usize),
+    outage: Duration,
+    open_files: BTreeMap<&'static str, usize>,
+}
+
+impl Sum {
+    fn add(&mut self, number: usize, round: &Round) {
+        self.rounds += 1;
+        for (sum, good, bad) in [
+            (&mut self.requests, round.requests, round.cut),
+            (&mut self.lookups, round.lookups, round.unresolved),
+            (&mut self.writes, round.writes, round.unwritten),
+        ] {
+            *sum = (sum.0 + good, sum.1 + bad);
+        }
+        self.outage = self.outage.max(round.outage);
+        for (program, count) in &round.open_files {
+            let most = self.open_files.entry(program).or_default();
+            *most = (*most).max(*count);
+        }
+        println!(
+            "{number:>3}  {:<34} path cut {:>5.0} ms, back after {:>5.0} ms; requests {:>5} good {:>3} cut, \
+             lookups {:>5} good {:>4} without shim, writes {:>4} good {:>3} without control",
+            part::names(&round.killed),
+            round.outage.as_secs_f64() * 1e3,
+            round.back_after.as_secs_f64() * 1e3,
+            round.requests,
+            round.cut,
+            round.lookups,
+            round.unresolved,
+            round.writes,
+            round.unwritten,
+        );
+    }
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let mut pair = match Pair::allowed() {
-        Ok(pair) => pair,
+    let held = rounds(&args).and_then(|()| flood(args.resources));
+    match held {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("soak: {error:#}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let (mut good, mut bad) = (0, 0);
-    let result = soak::run(&mut pair, args.rounds, |number, round| {
-        good += round.good;
-        bad += round.bad;
-        println!(
-            "{number:>3}  {:<18} {:>5} answered, {:>3} failed while Envoy was down, back after {:>5.0} ms",
-            format!("{:?}", round.killed),
-            round.good,
-            round.bad,
-            round.back_after.as_secs_f64() * 1e3
-        );
-    });
-    match result {
-        Ok(()) => {
-            println!(
-                "{} rounds held: {good} requests answered, {bad} failed, each while an Envoy was down",
-                args.rounds
-            );
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("soak: {error:#}");
-            if let Some(logs) = pair.lab.save_logs() {
-                eprintln!("the lab's logs: {}", logs.display());
-            }
             ExitCode::FAILURE
         }
     }
+}
+
+fn rounds(args: &Args) -> anyhow::Result<()> {
+    if args.rounds == 0 {
+        return Ok(());
+    }
+    // Any number will do; the clock's smallest digits are as good as others.
+    let seed = args.seed.unwrap_or_else(|| flow::now().to_bits());
+    println!("{} rounds from seed {seed}", args.rounds);
+    let mut pair = Pair::allowed()?;
+    let start = Instant::now();
+    let mut sum = Sum::default();
+    soak::run(&mut pair, &part::drawn(args.rounds, seed), |number, round| sum.add(number, round)).map_err(
+        |error| {
+            let logs = pair.lab.save_logs().map_or_else(String::new, |logs| logs.display().to_string());
+            error.context(format!("repeat it with --seed {seed}; the lab's logs: {logs}"))
+        },
+    )?;
+    println!(
+        "{} rounds held in {:.0} s: {} requests answered, {} failed, each while an Envoy on its path was down \
+         (at most {:.0} ms); {} lookups answered, {} failed, each while its shim was down; {} writes acknowledged \
+         and none lost, {} failed, each while the control plane was down; nothing leaked (open files at most {:?})",
+        sum.rounds,
+        start.elapsed().as_secs_f64(),
+        sum.requests.0,
+        sum.requests.1,
+        sum.outage.as_secs_f64() * 1e3,
+        sum.lookups.0,
+        sum.lookups.1,
+        sum.writes.0,
+        sum.writes.1,
+        sum.open_files,
+    );
+    Ok(())
+}
+
+fn flood(resources: usize) -> anyhow::Result<()> {
+    if resources == 0 {
+        return Ok(());
+    }
+    println!("{resources} resources in one `ursa apply`");
+    let mut lab = Lab::new(&Programs::discover()?)?;
+    let control = Control::start(&mut lab)?;
+    let flood = flood::run(&lab, &control, resources)?;
+    println!(
+        "{resources} resources applied in {:.1} s; GET / meanwhile {:.1} ms for 99 of 100, {:.1} ms at most; \
+         ursa-control went from {} to {} MiB and worked {:.1} s",
+        flood.took.as_secs_f64(),
+        flood.index.0.as_secs_f64() * 1e3,
+        flood.index.1.as_secs_f64() * 1e3,
+        flood.memory.0 / 1024,
+        flood.memory.1 / 1024,
+        flood.processor.as_secs_f64(),
+    );
+    anyhow::ensure!(flood.index.0 < Duration::from_millis(100), "the server was not responsive meanwhile");
+    Ok(())
 }

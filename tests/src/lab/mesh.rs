@@ -89,7 +89,14 @@ impl Control {
 
     /// Runs the operator's CLI with this standard input.
     pub fn ursa_with(&self, args: &[&str], input: &str) -> anyhow::Result<String> {
-        run(Command::new(&self.ursa).arg("--socket").arg(&self.socket).args(args), input)
+        run(self.command().args(args), input)
+    }
+
+    /// The operator's CLI, still without a verb.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.ursa);
+        command.arg("--socket").arg(&self.socket);
+        command
     }
 
     /// Applies resources.
@@ -112,8 +119,28 @@ impl Control {
     }
 }
 
+/// How a command ended, and what it said.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The exit code; none if it was killed.
+    pub code: Option<i32>,
+    /// What it printed.
+    pub out: String,
+    /// What it complained of.
+    pub err: String,
+}
+
 /// Runs a command to its end; what it printed, or an error that quotes it.
 pub fn run(command: &mut Command, input: &str) -> anyhow::Result<String> {
+    let Outcome { code, out, err } = outcome(command, input)?;
+    if code != Some(0) {
+        bail!("{}{out}", err.trim());
+    }
+    Ok(out)
+}
+
+/// Runs a command to its end.
+pub fn outcome(command: &mut Command, input: &str) -> anyhow::Result<Outcome> {
     use std::io::Write as _;
     super::daemon::without_settings(command);
     let mut child = command
@@ -127,12 +154,8 @@ pub fn run(command: &mut Command, input: &str) -> anyhow::Result<String> {
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output()?;
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!("{}{stdout}", stderr.trim());
-    }
-    Ok(stdout)
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Outcome { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) })
 }
 
 /// A machine with an agent.

@@ -97,6 +97,11 @@ impl Network {
         PathBuf::from("/run/netns").join(format!("{}-{BRIDGE}", self.prefix))
     }
 
+    /// The bridge as a host: where programs that are nobody's workload may run.
+    pub fn bridge_host(&self) -> Host {
+        Host { netns: format!("{}-{BRIDGE}", self.prefix), v4: format!("{V4}.1"), v6: format!("{V6}1") }
+    }
+
     /// Adds a host.
     pub fn host(&mut self, name: &str) -> anyhow::Result<Host> {
         self.hosts += 1;

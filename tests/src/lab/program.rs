@@ -20,6 +20,9 @@ pub struct Answer {
     pub status: Option<u16>,
     /// The body, or what went wrong.
     pub text: String,
+    /// When it began, in seconds since 1970.
+    #[serde(default)]
+    pub began: f64,
     /// How long it took, in milliseconds.
     pub ms: f64,
     /// Whether it went over a connection that was there already.

@@ -1,93 +1,135 @@
-//! Bad input gets an error that says what to do, and nothing is half done.
+//! Bad input gets an error that says what was tried, what was found and what to do; and nothing is half done.
+//!
+//! * [`resources`]: what the operator writes.
+//! * [`daemons`]: settings of control plane and agents.
+//! * [`rights`]: ordinary users, and kernels without nf_tables.
+//! * [`disk`]: no space left.
+//! * [`crowd`]: very many, at once, twice.
 
+mod crowd;
+mod daemons;
+mod disk;
+mod resources;
+mod rights;
+
+use std::collections::BTreeMap;
+use std::hash::{Hash as _, Hasher as _};
 use std::process::Command;
+use std::time::Duration;
 
-use ursa_tests::lab::daemon;
-use ursa_tests::lab::mesh::{self, Control, Node};
+use ursa_tests::lab::mesh::{self, Control, Node, Outcome};
 use ursa_tests::lab::pair::SOON;
-use ursa_tests::lab::{Lab, Programs, wait};
+use ursa_tests::lab::soak::census;
+use ursa_tests::lab::{Lab, Programs, http, wait};
 
-#[test]
-fn the_command_line_explains_and_writes_nothing() {
-    let mut lab = Lab::new(&Programs::discover().unwrap()).unwrap();
-    let control = Control::start(&mut lab).unwrap();
-    let good = "type: Mesh\nname: good\n";
-    let cases = [
-        ("type: Nonsense\nname: x\n", "Nonsense"),
-        ("type: [\n", "failed to parse"),
-        ("type: MeshTimeout\nmesh: default\nname: t\nspec:\n  to: 7\n", "spec.to"),
-        ("type: Mesh\nname: UPPER CASE\n", "name"),
-        (
-            "type: MeshTimeout\nmesh: nowhere\nname: t\nspec:\n  targetRef: {kind: Mesh}\n  to:\n  - targetRef: {kind: Mesh}\n    default: {idleTimeout: 5s}\n",
-            "Failed to retrieve Mesh",
-        ),
-    ];
-    for (bad, expected) in cases {
-        let before = control.ursa(&["get", "meshes", "-o", "json"]).unwrap();
-        let error = control.apply(bad).unwrap_err().to_string();
-        assert!(error.contains(expected), "{bad:?}: {error}");
-        assert!(!error.contains("panicked"), "{error}");
-        assert_eq!(before, control.ursa(&["get", "meshes", "-o", "json"]).unwrap(), "{bad:?} left something");
-    }
-    // A document that doesn't parse keeps those before it from being applied.
-    let error = control.apply(&format!("{good}---\ntype: [\n")).unwrap_err().to_string();
-    assert!(error.contains("resource[1]"), "{error}");
-    assert!(control.get("mesh", "good").is_err());
-
-    let large = format!("type: Mesh\nname: large\nlabels:\n  note: {}\n", "x".repeat(11 << 20));
-    let error = control.apply(&large).unwrap_err().to_string();
-    assert!(!error.is_empty() && error.len() < 2000, "{} bytes of error", error.len());
-    assert!(control.get("mesh", "large").is_err());
-    control.get("mesh", "default").unwrap();
+/// A lab with a control plane. Fields are dropped in their order: programs before the lab.
+struct Ground {
+    control: Control,
+    lab: Lab,
 }
 
-#[test]
-fn daemons_explain_why_they_do_not_start() {
+fn ground() -> Ground {
     let mut lab = Lab::new(&Programs::discover().unwrap()).unwrap();
     let control = Control::start(&mut lab).unwrap();
+    let ground = Ground { control, lab };
+    // The last of the defaults that a new mesh gets.
+    let last = "secrets default dataplane-token-signing-key-default-1";
+    wait::until("the defaults of the mesh", SOON, || match ground.stored() {
+        stored if stored.contains_key(last) => Ok(()),
+        stored => Err(format!("{:?}", stored.keys())),
+    })
+    .unwrap();
+    ground
+}
 
-    // A second control plane of the same configuration: the port, or the store, is taken.
-    let mut second = Command::new("nsenter");
-    daemon::without_settings(&mut second);
-    let second = second
-        .arg(format!("--net={}", control.host.path().display()))
-        .arg(lab.programs.path("ursa-control"))
-        .args(["run", "--config"])
-        .arg(lab.dir().join("control.yaml"))
-        .env("URSA_STORE_EMBEDDED_PATH", lab.dir().join("second.db"))
-        .env("URSA_API_SERVER_SOCKET", lab.dir().join("second.sock"))
-        .output()
-        .unwrap();
-    let said =
-        String::from_utf8_lossy(&second.stderr).into_owned() + &String::from_utf8_lossy(&second.stdout);
-    assert!(!second.status.success());
-    assert!(said.contains("in use") && (said.contains("5681") || said.contains("5678")), "{said}");
-    control.get("mesh", "default").unwrap();
+fn differences(before: &BTreeMap<String, u64>, now: &BTreeMap<String, u64>) -> String {
+    let gone = before.keys().filter(|key| !now.contains_key(*key)).map(|key| format!("- {key}"));
+    let other = now
+        .iter()
+        .filter(|(key, digest)| before.get(*key) != Some(digest))
+        .map(|(key, _)| format!("+ {key}"));
+    gone.chain(other).collect::<Vec<_>>().join(", ")
+}
 
-    let file = lab.dir().join("bad.yaml");
-    std::fs::write(&file, "apiSever: {}\n").unwrap();
-    for program in ["ursa-control", "ursa-agent"] {
-        let error =
-            mesh::run(Command::new(lab.programs.path(program)).args(["run", "--config"]).arg(&file), "")
-                .unwrap_err()
-                .to_string();
-        assert!(error.contains("apiSever"), "{program}: {error}");
+/// A refusal: the command fails with this code, and what it says holds all of these and no panic.
+#[track_caller]
+fn refused(command: &mut Command, input: &str, code: i32, words: &[&str]) -> Outcome {
+    let outcome = mesh::outcome(command, input).unwrap();
+    assert_eq!(outcome.code, Some(code), "{outcome:?}");
+    let said = format!("{}{}", outcome.err, outcome.out);
+    assert!(said.len() < 4000, "{} bytes of error", said.len());
+    for word in words {
+        assert!(said.contains(word), "{word:?} is missing in: {said}");
+    }
+    assert!(!said.contains("panicked"), "{said}");
+    outcome
+}
+
+impl Ground {
+    /// `ursa apply` of this text is refused, and nothing is stored.
+    #[track_caller]
+    fn refuses(&self, yaml: &str, words: &[&str]) {
+        let before = self.stored();
+        refused(self.control.command().args(["apply", "-f", "-"]), yaml, 1, words);
+        assert_eq!(differences(&before, &self.stored()), "", "something was stored");
     }
 
-    // An Envoy that isn't there is told of in the workload's status, and the workload stays closed.
-    let host = lab.net.host("web").unwrap();
-    let ticket = control.ticket(&["web"]).unwrap();
-    lab.programs.envoy = "/nonexistent/envoy".into();
-    let mut node = Node::join(&mut lab, "node", &ticket).unwrap();
-    node.add("web", &host).unwrap();
-    wait::until("the agent, or its log, to name the path", SOON, || {
-        let status = node.status().map_or_else(|error| error.to_string(), |status| status.to_string());
-        let log = std::fs::read_to_string(node.agent.log()).unwrap_or_default();
-        if status.contains("/nonexistent/envoy") || log.contains("/nonexistent/envoy") {
-            Ok(())
-        } else {
-            Err(status)
+    /// The API refuses this body with this status, and nothing is stored.
+    #[track_caller]
+    fn api_refuses(&self, path: &str, body: &str, status: u16, words: &[&str]) {
+        let before = self.stored();
+        let reply =
+            http::ask(&self.control.socket, "PUT", path, Some(body), Duration::from_secs(30)).unwrap();
+        assert_eq!(reply.status, status, "{}", reply.brief());
+        for word in words {
+            assert!(reply.body.contains(word), "{word:?} is missing in: {}", reply.brief());
+        }
+        assert_eq!(differences(&before, &self.stored()), "", "something was stored");
+    }
+
+    /// Everything that the API lists: where → a digest of what, for there are keys among it.
+    fn stored(&self) -> BTreeMap<String, u64> {
+        let ask = |path: &str| {
+            let reply = http::ask(&self.control.socket, "GET", path, None, Duration::from_secs(30)).unwrap();
+            assert!(reply.ok(), "{path}: {}", reply.status);
+            reply.json().unwrap()
+        };
+        let mut found = BTreeMap::new();
+        for kind in ask("/_resources")["resources"].as_array().unwrap() {
+            let path = kind["path"].as_str().unwrap();
+            for item in ask(&format!("/{path}?size=1000"))["items"].as_array().unwrap() {
+                let mut digest = std::hash::DefaultHasher::new();
+                item.to_string().hash(&mut digest);
+                let text = |field: &str| item[field].as_str().unwrap_or_default().to_owned();
+                found.insert(format!("{path} {} {}", text("mesh"), text("name")), digest.finish());
+            }
+        }
+        found
+    }
+
+    /// A node whose ticket grants these workloads.
+    fn node(&mut self, name: &str, workloads: &[&str]) -> Node {
+        let ticket = self.control.ticket(workloads).unwrap();
+        Node::join(&mut self.lab, name, &ticket).unwrap()
+    }
+}
+
+/// Waits until the agent's status holds all of these.
+#[track_caller]
+fn complains(node: &Node, words: &[&str]) -> String {
+    let (said, _) = wait::until("the agent to say what is wrong", SOON, || {
+        let status = node.status().map_err(|error| format!("{error:#}"))?.to_string();
+        match words.iter().find(|word| !status.contains(**word)) {
+            None => Ok(status),
+            Some(missing) => Err(format!("{missing:?} is missing in {status}")),
         }
     })
     .unwrap();
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+/// What would be left of a redirect: rules, routes, addresses.
+fn network(host: &ursa_tests::lab::net::Host) -> Vec<String> {
+    census::network(host).unwrap()
 }
