@@ -110,7 +110,6 @@ pub(crate) struct ApplyArgs {
 }
 
 #[derive(Args)]
-#[command(after_long_help = kinds())]
 pub(crate) struct GetArgs {
     /// Type: plural for a list, singular with a name for one
     #[arg(value_name = "TYPE")]
@@ -445,16 +444,6 @@ pub(crate) fn parse_duration(text: &str) -> Result<std::time::Duration, String> 
         rest = &rest[unit_end..];
     }
     if text.is_empty() { Err(invalid()) } else { Ok(std::time::Duration::from_secs_f64(total)) }
-}
-
-/// The types that there are, for the help.
-fn kinds() -> String {
-    let mut names: Vec<String> = ursa_model::registry()
-        .iter()
-        .map(|kind| format!("  {:<30} {}", kind.path, kind.singular.to_lowercase().replace(' ', "-")))
-        .collect();
-    names.sort();
-    format!("Types, as a list and as one:\n{}", names.join("\n"))
 }
 
 #[cfg(test)]
