@@ -37,7 +37,28 @@ pub(super) fn ok(value: &Value) -> Response {
     json(StatusCode::OK, value)
 }
 
-/// Reads a body up to a limit. A body that announces to be longer is refused before any of it is read.
+/// So much of a body that is refused is still taken and thrown away: a client that is cut off while it sends sees a
+/// broken connection instead of the answer.
+const DISCARD: u64 = 64 * 1024 * 1024;
+/// And for so long.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Takes what a client sends, keeps nothing of it, and ends at the limits above.
+async fn discard(mut body: Body) {
+    let all = async {
+        let mut taken = 0;
+        while let Some(Ok(frame)) = http_body_util::BodyExt::frame(&mut body).await {
+            taken += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if taken > DISCARD {
+                return;
+            }
+        }
+    };
+    // One that is slower, or sends more, is cut off.
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, all).await;
+}
+
+/// Reads a body up to a limit. Of a body that announces to be longer nothing is kept.
 pub(super) async fn body(headers: &HeaderMap, body: Body, limit: u64) -> Result<Bytes, ApiError> {
     let too_long = || {
         ApiError::new(
@@ -51,6 +72,7 @@ pub(super) async fn body(headers: &HeaderMap, body: Body, limit: u64) -> Result<
     let announced =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit) {
+        discard(body).await;
         return Err(too_long());
     }
     let most = usize::try_from(limit).unwrap_or(usize::MAX);
