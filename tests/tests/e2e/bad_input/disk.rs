@@ -56,7 +56,8 @@ fn a_full_disk_of_the_control_plane() {
     let expected: std::collections::BTreeSet<_> = acknowledged.iter().cloned().collect();
     assert_eq!(held(&control), expected, "while the disk is full");
     // The CLI says the same.
-    let error = control.apply("type: Mesh\nname: another\n").unwrap_err().to_string();
+    let large = format!("type: Secret\nmesh: default\nname: another\ndata: {}\n", "QUFB".repeat(7000));
+    let error = control.apply(&large).unwrap_err().to_string();
     assert!(error.contains("no space left") && error.contains("nothing was written"), "{error}");
 
     // Killed on a full disk, it starts and serves what it has.
