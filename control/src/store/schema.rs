@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::StoreError;
 
@@ -34,7 +34,11 @@ fn open_error(path: &Path, error: impl std::fmt::Display) -> StoreError {
 
 /// Opens the file for the one writer and brings its layout up to date.
 pub(super) fn open_writer(path: &Path, max_pages: Option<u64>) -> Result<Connection, StoreError> {
-    let fail = |error: rusqlite::Error| open_error(path, error);
+    let fail = |error: rusqlite::Error| match error.sqlite_error_code() {
+        // What a killed process left in the log is taken over while opening, and that takes space.
+        Some(ErrorCode::DiskFull) => StoreError::Full(format!("{} can't be opened: {error}", path.display())),
+        _ => open_error(path, error),
+    };
     let db = Connection::open(path).map_err(fail)?;
     // One writer in one process: whoever opens the file second must hear it at once, not corrupt it.
     db.pragma_update(None, "locking_mode", "NORMAL").map_err(fail)?;
