@@ -131,7 +131,7 @@ impl<'a> Soak<'a> {
         };
         soak.flowing()?;
         soak.verify()?;
-        soak.before = Census::take(soak.pair)?;
+        soak.before = Census::take(soak.pair)?.settled();
         soak.judge(&[])?;
         Ok(soak)
     }
@@ -382,7 +382,6 @@ pub fn run(
     rounds: &[Vec<Part>],
     mut report: impl FnMut(usize, &Round),
 ) -> anyhow::Result<()> {
-    let network = farewell::plain(pair)?;
     let mut soak = Soak::start(pair).context("before the first round")?;
     let start = Instant::now();
     for (number, killed) in rounds.iter().enumerate() {
@@ -393,5 +392,5 @@ pub fn run(
         report(number, &round);
     }
     let pair = soak.end();
-    farewell::leave(pair, &network).context("after the last round, everything taken down")
+    farewell::leave(pair).context("after the last round, everything taken down")
 }

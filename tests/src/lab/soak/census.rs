@@ -65,6 +65,13 @@ impl Census {
         Ok(census)
     }
 
+    /// Without files that are only being written right now, and may stay in no later census.
+    #[must_use]
+    pub fn settled(mut self) -> Self {
+        self.files.retain(|path| !path.ends_with(".tmp"));
+        self
+    }
+
     /// What differs from `before`, in words; nothing if nothing leaked.
     pub fn against(&self, before: &Self) -> Vec<String> {
         let mut leaks = Vec::new();

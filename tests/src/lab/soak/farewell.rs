@@ -9,14 +9,8 @@ use crate::lab::net::Host;
 use crate::lab::pair::{Pair, SOON};
 use crate::lab::wait;
 
-/// The network of a host that was never in the mesh, with its own addresses taken out: what others must be like
-/// again in the end.
-pub fn plain(pair: &Pair) -> anyhow::Result<Vec<String>> {
-    anonymous(&pair.stranger)
-}
-
 /// Removes the workloads, stops agents and control, and looks for what is left.
-pub fn leave(pair: &mut Pair, plain: &[String]) -> anyhow::Result<()> {
+pub fn leave(pair: &mut Pair) -> anyhow::Result<()> {
     pair.node_a.remove("web")?;
     pair.node_b.remove("backend")?;
     for node in [&pair.node_a, &pair.node_b] {
@@ -37,6 +31,8 @@ pub fn leave(pair: &mut Pair, plain: &[String]) -> anyhow::Result<()> {
     pair.node_a.agent.stop(SOON)?;
     pair.node_b.agent.stop(SOON)?;
     pair.control.daemon.stop(SOON)?;
+    // A host that was never in the mesh: what the others must be like again.
+    let plain = anonymous(&pair.stranger)?;
     let mut left = Vec::new();
     for host in hosts(pair) {
         for program in ["envoy", "ursa-shim", "ursa-agent", "ursa-control"] {
