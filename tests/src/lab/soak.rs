@@ -131,7 +131,11 @@ impl<'a> Soak<'a> {
         };
         soak.flowing()?;
         soak.verify()?;
-        soak.before = Census::take(soak.pair)?.settled();
+        (soak.before, _) = wait::until("every address to be the host's own", SOON, || {
+            let census = Census::take(soak.pair).map_err(|error| format!("{error:#}"))?.settled();
+            // The kernel first asks whether somebody else has it; only then it gets its route.
+            if census.tentative() { Err("one is tentative".to_owned()) } else { Ok(census) }
+        })?;
         soak.judge(&[])?;
         Ok(soak)
     }

@@ -72,6 +72,11 @@ impl Census {
         self
     }
 
+    /// Whether an address is still being looked for on the link.
+    pub fn tentative(&self) -> bool {
+        self.rules.values().flatten().any(|line| line.contains(" tentative"))
+    }
+
     /// What differs from `before`, in words; nothing if nothing leaked.
     pub fn against(&self, before: &Self) -> Vec<String> {
         let mut leaks = Vec::new();
