@@ -68,7 +68,7 @@ impl Census {
     /// Without files that are only being written right now, and may stay in no later census.
     #[must_use]
     pub fn settled(mut self) -> Self {
-        self.files.retain(|path| !path.ends_with(".tmp"));
+        self.files.retain(|path| Path::new(path).extension().is_none_or(|kind| kind != "tmp"));
         self
     }
 
