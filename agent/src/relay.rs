@@ -12,7 +12,7 @@ mod resource;
 mod server;
 mod upstream;
 
-pub use cache::{Cache, Item, Rejection, Source};
+pub use cache::{Cache, Item, Rejection, Source, Unapplied};
 pub use downstream::{Downstream, Request, Response};
 pub use kind::Kind;
 pub use last_good::{LastGood, LastGoodError, Reader};

@@ -11,6 +11,7 @@ mod error;
 mod issue;
 mod kri;
 mod kubernetes;
+mod nodes;
 mod overview;
 mod query;
 mod respond;
@@ -43,6 +44,7 @@ use crate::{
     ControlPlane,
     access::{Access, User},
     config::Mode,
+    rooms::Rooms,
     tokens::Tokens,
 };
 use crud::{Call, Parameters};
@@ -54,6 +56,7 @@ pub struct ApiState {
     access: Access,
     tokens: Tokens,
     tickets: Option<Arc<dyn TicketStore>>,
+    rooms: Option<Arc<Rooms>>,
     hostname: String,
 }
 
@@ -70,7 +73,15 @@ impl ApiState {
         let tokens = control.tokens.clone();
         let hostname =
             nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Self { control, access, tokens, tickets: None, hostname }
+        Self { control, access, tokens, tickets: None, rooms: None, hostname }
+    }
+
+    /// Shows and shuts out the nodes of these rooms from now on.
+    #[must_use]
+    pub fn with_rooms(mut self, rooms: Arc<Rooms>) -> Self {
+        self.tickets = Some(Arc::clone(&rooms) as Arc<dyn TicketStore>);
+        self.rooms = Some(rooms);
+        self
     }
 
     /// The API's address as the client sees it.
@@ -132,6 +143,10 @@ pub fn router(state: ApiState) -> Router {
         .route("/tokens/zone", post(issue::zone_token))
         .route("/tokens/user", post(issue::user_token))
         .route("/tickets", post(issue::ticket))
+        .route("/nodes", get(nodes::list))
+        .route("/nodes/{node}", get(nodes::get))
+        .route("/nodes/{node}/_revoke", post(nodes::revoke))
+        .route("/nodes/{node}/_restore", post(nodes::restore))
         .route("/meshes/{mesh}/{service}/{name}/_hostnames", get(services::hostnames))
         .route("/meshes/{mesh}/meshservices/{name}/_dataplanes", get(services::dataplanes))
         .route("/service-insights", get(service_insights::list))

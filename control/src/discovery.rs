@@ -5,10 +5,14 @@
 //! sleeps until its client speaks or its inbox has something, and what a slow client has not acknowledged yet
 //! keeps later changes of that type in a set, where they replace each other.
 
+mod progress;
 mod stream;
+mod tally;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
+
+use time::OffsetDateTime;
 
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt as _;
@@ -27,13 +31,15 @@ use ursa_wire::join::JoinServer;
 use ursa_wire::session::SessionServer;
 
 use crate::diagnostics::Metrics;
-use crate::identity::nodes::NodeRecord;
+use crate::identity::nodes::{NodeRecord, REVOKED};
 use crate::identity::service::IdentityService;
 use crate::identity::{ControlIdentity, tls};
 use crate::session::{Insights, Registry, SessionService};
 use crate::world::{Subscription, World};
 
+pub use progress::{Counts, Progress};
 pub use stream::{Answered, DeltaStream};
+pub use tally::{Taken, Tally};
 
 /// Streams on one node's connection: each of its workloads has one.
 const STREAMS_PER_NODE: u32 = 10_000;
@@ -95,6 +101,9 @@ impl AggregatedDiscovery for Discovery {
         requests: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::Stream>, Status> {
         let node = self.identity.authenticate(&requests)?;
+        let revoked = self.identity.nodes().end_of(&node.id);
+        // Once more: it may have been revoked before there was something to end.
+        let node = self.identity.authenticate(&requests).map(|_| node)?;
         let serving = Serving {
             parts: Parts {
                 registry: Arc::clone(&self.registry),
@@ -104,6 +113,7 @@ impl AggregatedDiscovery for Discovery {
                 shutdown: self.shutdown.clone(),
             },
             node,
+            revoked,
             requests: requests.into_inner(),
             open: None,
         };
@@ -132,6 +142,7 @@ struct Parts {
 struct Serving {
     parts: Parts,
     node: Arc<NodeRecord>,
+    revoked: CancellationToken,
     requests: Streaming<DeltaDiscoveryRequest>,
     open: Option<OpenStream>,
 }
@@ -140,8 +151,10 @@ struct Serving {
 struct OpenStream {
     subscription: Subscription,
     stream: DeltaStream,
-    /// What the insight says was refused, so that an acceptance is reported only where it changes something.
-    refused: HashSet<(TypeUrl, Arc<str>)>,
+    /// What the insight says was refused, with the version, so that only what changes it is reported.
+    refused: HashMap<(TypeUrl, Arc<str>), String>,
+    /// What the insight is to hear of this stream when it is time.
+    tally: Arc<Tally>,
     _counted: CountedStream,
 }
 
@@ -161,10 +174,14 @@ impl Serving {
                 if let Some(response) = open.stream.next_response() {
                     self.check_owner()?;
                     self.parts.metrics.pushed(&response);
+                    if let (Some(open), Some(kind)) = (&self.open, TypeUrl::parse(&response.type_url)) {
+                        open.note(kind, Some(OffsetDateTime::now_utc()), &self.parts.insights);
+                    }
                     return Ok(Some(response));
                 }
                 tokio::select! {
                     biased;
+                    () = self.revoked.cancelled() => return Err(revoked(&self.node)),
                     request = self.requests.next() => request,
                     dirty = open.subscription.inbox().next() => {
                         open.stream.on_change(dirty);
@@ -174,6 +191,7 @@ impl Serving {
                 }
             } else {
                 tokio::select! {
+                    () = self.revoked.cancelled() => return Err(revoked(&self.node)),
                     request = self.requests.next() => request,
                     () = self.parts.shutdown.cancelled() => return Err(shutting_down()),
                 }
@@ -192,36 +210,21 @@ impl Serving {
             none => none.insert(open_stream(&self.parts, &self.node, &request).await?),
         };
         let Some(answered) = open.stream.on_request(request) else { return Ok(()) };
-        let proxy = open.subscription.proxy();
-        match answered {
+        let kind = match answered {
             Answered::Accepted { kind, names } => {
-                if open.refused.is_empty() {
-                    return Ok(());
-                }
-                let healed: Vec<_> =
-                    names.into_iter().filter(|name| open.refused.remove(&(kind, Arc::clone(name)))).collect();
-                if !healed.is_empty() {
-                    self.parts.insights.accepted(proxy, kind.as_str(), healed);
-                }
+                open.accepted(kind, names, &self.parts);
+                kind
+            }
+            Answered::Reported { kind } => {
+                open.reported(kind, &self.parts);
+                kind
             }
             Answered::Rejected { kind, message } => {
-                let rejections = Rejection::decode_all(&message);
-                self.parts.metrics.rejected(kind, rejections.len());
-                for rejection in &rejections {
-                    tracing::warn!(
-                        mesh = proxy.mesh,
-                        dataplane = proxy.name,
-                        kind = ?kind,
-                        name = rejection.name,
-                        version = rejection.version,
-                        "Envoy refused a resource: {}",
-                        rejection.message
-                    );
-                    open.refused.insert((kind, Arc::from(rejection.name.as_str())));
-                }
-                self.parts.insights.rejected(proxy, kind.as_str(), rejections);
+                open.rejected(kind, &Rejection::decode_all(&message), &self.parts);
+                kind
             }
-        }
+        };
+        open.note(kind, None, &self.parts.insights);
         Ok(())
     }
 
@@ -234,6 +237,87 @@ impl Serving {
         }
         Err(not_yours(&self.node, &proxy.mesh, &proxy.name))
     }
+}
+
+impl OpenStream {
+    /// Counts; what is new for the insight's writer wakes it once.
+    fn note(&self, kind: TypeUrl, sent_at: Option<OffsetDateTime>, insights: &Insights) {
+        if self.tally.note(kind, &self.stream, sent_at) {
+            insights.progress(self.subscription.proxy(), &self.tally);
+        }
+    }
+
+    /// A client that applies what it acknowledges has taken these.
+    fn accepted(&mut self, kind: TypeUrl, names: Vec<Arc<str>>, parts: &Parts) {
+        if self.refused.is_empty() {
+            return;
+        }
+        let healed: Vec<_> = names
+            .into_iter()
+            .filter(|name| self.refused.remove(&(kind, Arc::clone(name))).is_some())
+            .collect();
+        if !healed.is_empty() {
+            parts.insights.accepted(self.subscription.proxy(), kind.as_str(), healed);
+        }
+    }
+
+    /// A client refused these, beside whatever it refused before.
+    fn rejected(&mut self, kind: TypeUrl, rejections: &[Rejection], parts: &Parts) {
+        parts.metrics.rejected(kind, rejections.len());
+        let proxy = self.subscription.proxy();
+        for rejection in rejections {
+            warn_of(proxy, kind, rejection);
+            self.refused.insert((kind, Arc::from(rejection.name.as_str())), rejection.version.clone());
+        }
+        parts.insights.rejected(proxy, kind.as_str(), rejections.to_vec());
+    }
+
+    /// An agent has said what its Envoy refuses now: that is the whole list. What stood before and is under way
+    /// once more, in the same version, stands until Envoy has answered.
+    fn reported(&mut self, kind: TypeUrl, parts: &Parts) {
+        let progress = self.stream.progress(kind);
+        if progress.refused().len() == 0 && !self.refused.keys().any(|(other, _)| *other == kind) {
+            return;
+        }
+        let news: Vec<Rejection> = progress
+            .refused()
+            .filter(|refused| {
+                let key = (kind, Arc::from(refused.name.as_str()));
+                self.refused.get(&key) != Some(&refused.version)
+            })
+            .cloned()
+            .collect();
+        let mut healed = Vec::new();
+        self.refused.retain(|(other, name), version| {
+            let stands =
+                *other != kind || progress.is_refused(name) || self.stream.awaits(kind, name, version);
+            if !stands {
+                healed.push(Arc::clone(name));
+            }
+            stands
+        });
+        let proxy = self.subscription.proxy();
+        if !healed.is_empty() {
+            tracing::info!(mesh = proxy.mesh, dataplane = proxy.name, kind = ?kind, names = ?healed,
+                "what Envoy refused is replaced, removed or accepted");
+            parts.insights.accepted(proxy, kind.as_str(), healed);
+        }
+        if !news.is_empty() {
+            self.rejected(kind, &news, parts);
+        }
+    }
+}
+
+fn warn_of(proxy: &ProxyKey, kind: TypeUrl, rejection: &Rejection) {
+    tracing::warn!(
+        mesh = proxy.mesh,
+        dataplane = proxy.name,
+        kind = ?kind,
+        name = rejection.name,
+        version = rejection.version,
+        "Envoy refused a resource: {}",
+        rejection.message
+    );
 }
 
 async fn open_stream(
@@ -259,7 +343,7 @@ async fn open_stream(
         .map(|insight| insight.rejections)
         .unwrap_or_default()
         .into_iter()
-        .filter_map(|known| Some((TypeUrl::parse(&known.type_url)?, Arc::from(known.name))))
+        .filter_map(|known| Some(((TypeUrl::parse(&known.type_url)?, Arc::from(known.name)), known.version)))
         .collect();
     parts.metrics.stream_opened();
     tracing::debug!(node = node.id, mesh, dataplane = name, "a discovery stream opened");
@@ -267,6 +351,7 @@ async fn open_stream(
         subscription,
         stream: DeltaStream::default(),
         refused,
+        tally: Arc::default(),
         _counted: CountedStream(Arc::clone(&parts.metrics)),
     })
 }
@@ -281,6 +366,11 @@ fn not_yours(node: &NodeRecord, mesh: &str, name: &str) -> Status {
     Status::permission_denied(format!(
         "Dataplane {name:?} in mesh {mesh:?} is not registered by this node; register it in the session first"
     ))
+}
+
+fn revoked(node: &NodeRecord) -> Status {
+    tracing::warn!(node = node.id, name = node.name, "ended a revoked node's discovery stream");
+    Status::unauthenticated(REVOKED)
 }
 
 fn shutting_down() -> Status {

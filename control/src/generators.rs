@@ -100,6 +100,7 @@ pub async fn run(generators: Generators, shutdown: CancellationToken) {
         hostnames: generators.world.read(Hostnames::load),
         generators,
         workload_of: HashMap::new(),
+        connections: HashMap::new(),
         jobs: BTreeSet::new(),
         deadlines: BTreeSet::new(),
     };
@@ -129,6 +130,8 @@ struct Runner {
     hostnames: Hostnames,
     /// Dataplane → workload as it was when last seen, so that a change reaches both the old and the new.
     workload_of: HashMap<(String, String), String>,
+    /// Dataplane → when its connection began and ended.
+    connections: HashMap<(String, String), String>,
     jobs: BTreeSet<Job>,
     deadlines: BTreeSet<(Instant, Job)>,
 }
@@ -142,6 +145,7 @@ impl Runner {
                     self.jobs.insert(Job::Mesh(key.name));
                 }
                 "Dataplane" => self.note_dataplane(&key),
+                "DataplaneInsight" if !self.notice_connection(&key) => {}
                 "DataplaneInsight" => {
                     self.note_workload_of(&key.mesh, &key.name);
                     self.note_chosen_services(&key.mesh);
@@ -171,6 +175,22 @@ impl Runner {
                 _ => {}
             }
         }
+    }
+
+    /// Whether a proxy's connection is another than when it was last looked at. Its counters change all the time,
+    /// and nothing depends on them.
+    fn notice_connection(&mut self, key: &ResourceKey) -> bool {
+        let insight = self.generators.world.get(key);
+        let place = (key.mesh.clone(), key.name.clone());
+        let last = insight.as_ref().and_then(|insight| insight.spec.get("subscriptions")?.as_array()?.last());
+        let time = |name: &str| last.and_then(|last| last.get(name)?.as_str()).unwrap_or_default();
+        let connection = format!("{} {}", time("connectTime"), time("disconnectTime"));
+        if insight.is_none() {
+            self.connections.remove(&place);
+            return true;
+        }
+        let former = self.connections.insert(place, connection.clone());
+        former.as_ref() != Some(&connection)
     }
 
     fn note_dataplane(&mut self, key: &ResourceKey) {

@@ -142,7 +142,7 @@ impl ControlIdentity {
             return Err(refuse("this node is not known here (any more); join again with a new ticket"));
         };
         if node.revoked {
-            return Err(refuse("this node was revoked; join again with a new ticket"));
+            return Err(refuse(nodes::REVOKED));
         }
         if node.key_hash != certificate.key_hash {
             return Err(refuse("the certificate's key is not the one that this node joined with"));

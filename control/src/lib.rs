@@ -106,7 +106,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let mut state = ApiState::new(control.clone());
     if let Some(listeners) = listeners {
         let rooms = rooms::start(&control, listeners).await.context("can't serve nodes")?;
-        state = state.with_tickets(Arc::new(rooms));
+        state = state.with_rooms(Arc::new(rooms));
     }
     servers
         .serve(&control.config, &api::router(state), &control.tasks, &control.shutdown)

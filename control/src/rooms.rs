@@ -17,7 +17,7 @@ use crate::diagnostics::{self, Metrics};
 use crate::discovery::{self, Discovery, NodeServices};
 use crate::generators::{self, Generators};
 use crate::identity::mesh_ca::MeshAuthorities;
-use crate::identity::nodes::Grant;
+use crate::identity::nodes::{Grant, NodeRecord};
 use crate::identity::service::IdentityService;
 use crate::identity::tickets::TicketRequest;
 use crate::identity::workload::WorkloadIssuer;
@@ -44,9 +44,31 @@ pub struct Rooms {
     /// Where diagnostics are served.
     pub diagnostics_address: SocketAddr,
     public_address: String,
+    sessions: Arc<Sessions>,
 }
 
 impl Rooms {
+    /// Shuts a node out at once, or lets it in again, by the word of `user`. Nothing if there is no such node.
+    /// The certificates that its workloads hold stay good until they end; there is no list of revoked ones.
+    pub async fn set_revoked(
+        &self,
+        id: &str,
+        revoked: bool,
+        user: &str,
+    ) -> Result<Option<Arc<NodeRecord>>, IdentityError> {
+        let Some((node, news)) = self.identity.nodes().set_revoked(id, revoked).await? else {
+            return Ok(None);
+        };
+        if news {
+            let what = if revoked { "revoked" } else { "restored" };
+            tracing::warn!(node = node.id, name = node.name, user, "a node was {what}");
+        }
+        if revoked {
+            self.sessions.expel(&node.id);
+        }
+        Ok(Some(node))
+    }
+
     /// Makes a join ticket that leads to this control plane.
     pub async fn create_ticket(
         &self,
@@ -179,7 +201,7 @@ pub async fn start(control: &ControlPlane, listeners: Listeners) -> anyhow::Resu
             shutdown: shutdown.clone(),
         }),
         identity: Arc::new(IdentityService::new(Arc::clone(&identity), issuer, Arc::clone(&metrics))),
-        sessions: Arc::new(SessionService::new(sessions)),
+        sessions: Arc::new(SessionService::new(Arc::clone(&sessions))),
     };
     let tls = tls::server_config(&identity)?;
     spawn(control, "discovery", discovery::serve(services, nodes, tls, shutdown.clone()));
@@ -189,7 +211,16 @@ pub async fn start(control: &ControlPlane, listeners: Listeners) -> anyhow::Resu
         config.dp_server.public_address.clone()
     };
     tracing::info!(address = %nodes_address, announced = public_address, zone, "serving nodes");
-    Ok(Rooms { world, identity, registry, metrics, nodes_address, diagnostics_address, public_address })
+    Ok(Rooms {
+        world,
+        identity,
+        registry,
+        metrics,
+        nodes_address,
+        diagnostics_address,
+        public_address,
+        sessions,
+    })
 }
 
 /// Runs a part; if it fails, the whole control plane ends rather than live on in part.

@@ -29,7 +29,7 @@ pub use registry::{Registry, Vouched};
 
 use crate::diagnostics::Metrics;
 use crate::identity::ControlIdentity;
-use crate::identity::nodes::NodeRecord;
+use crate::identity::nodes::{NodeRecord, REVOKED};
 use crate::store::Store;
 use crate::tokens::Tokens;
 use crate::world::World;
@@ -86,12 +86,16 @@ impl Session for SessionService {
         messages: Request<Streaming<NodeMessage>>,
     ) -> Result<Response<Self::Stream>, Status> {
         let node = self.shared.identity.authenticate(&messages)?;
+        let revoked = self.shared.identity.nodes().end_of(&node.id);
+        // Once more: it may have been revoked before there was something to end.
+        let node = self.shared.identity.authenticate(&messages).map(|_| node)?;
         let (sender, receiver) = mpsc::channel(ANSWERS);
         let open = Open {
             shared: Arc::clone(&self.shared),
             node,
             number: self.next.fetch_add(1, Ordering::Relaxed),
             sender,
+            revoked,
         };
         tokio::spawn(open.serve(messages.into_inner()));
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -104,18 +108,25 @@ struct Open {
     node: Arc<NodeRecord>,
     number: u64,
     sender: mpsc::Sender<Result<ControlMessage, Status>>,
+    revoked: CancellationToken,
 }
 
 impl Open {
     async fn serve(self, mut messages: Streaming<NodeMessage>) {
         tracing::info!(node = self.node.id, name = self.node.name, "a node's session opened");
         self.shared.metrics.session_opened();
+        self.shared.registry.opened(&self.node.id);
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,
+                () = self.revoked.cancelled() => {
+                    let _ = self.sender.try_send(Err(Status::unauthenticated(REVOKED)));
+                    break;
+                }
                 () = self.shared.shutdown.cancelled() => {
                     let _ = self.sender.try_send(Err(Status::unavailable("the control plane is shutting down")));
                     self.shared.metrics.session_closed();
+                    self.shared.registry.closed(&self.node.id);
                     return;
                 }
             };
@@ -129,6 +140,12 @@ impl Open {
             }
         }
         self.shared.metrics.session_closed();
+        self.shared.registry.closed(&self.node.id);
+        if self.revoked.is_cancelled() {
+            tracing::warn!(node = self.node.id, name = self.node.name, "ended a revoked node's session");
+            self.shared.expel(&self.node.id);
+            return;
+        }
         let left = self.shared.registry.leave(self.number);
         tracing::info!(
             node = self.node.id,
@@ -205,6 +222,21 @@ impl Open {
 }
 
 impl Sessions {
+    /// Takes everything of a node that may not come back out of everybody's endpoints, at once. Its sessions and
+    /// streams end by themselves.
+    pub fn expel(&self, node: &str) {
+        for proxy in self.registry.expel(node) {
+            tracing::info!(
+                mesh = proxy.mesh,
+                dataplane = proxy.name,
+                node,
+                "withdrawn: its node was revoked"
+            );
+            self.world.set_liveness(&proxy, false);
+            self.insights.offline(&proxy);
+        }
+    }
+
     /// Takes a proxy out of everybody's endpoints.
     fn withdraw(&self, proxy: &ProxyKey) {
         tracing::info!(mesh = proxy.mesh, dataplane = proxy.name, "withdrawn: its node did not come back");

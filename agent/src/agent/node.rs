@@ -67,6 +67,14 @@ pub enum NodeError {
         /// In its words.
         reason: String,
     },
+    /// The node was revoked, and its key with it.
+    #[error("the control plane at {address} refused this node's key: {reason}")]
+    RevokedKey {
+        /// Where.
+        address: String,
+        /// In its words.
+        reason: String,
+    },
     /// There is nobody, or somebody else.
     #[error(
         "can't reach the control plane at {address}: {reason}; check the address in the ticket, that ursa-control runs there, and that port is open"
@@ -128,9 +136,21 @@ impl NodeIdentity {
             return Err(NodeError::Expired { ago });
         }
         let channel = tls::channel(&ticket.address, tls::joining_config(&ticket.fingerprint)?)?;
-        let request = JoinRequest { ticket: ticket.secret, csr_der, node_name: name.to_owned() };
-        let certificate =
-            answered(&ticket.address, async move { JoinClient::new(channel).join(request).await }).await?;
+        let join = |csr_der| {
+            let request = JoinRequest { ticket: ticket.secret.clone(), csr_der, node_name: name.to_owned() };
+            let channel = channel.clone();
+            answered(&ticket.address, async move { JoinClient::new(channel).join(request).await })
+        };
+        let (key_pem, certificate) = match join(csr_der).await {
+            Err(NodeError::RevokedKey { .. }) => {
+                let path = dir.join(KEY);
+                tracing::warn!("this node's key was revoked; joining with a new one");
+                fs::remove_file(&path).map_err(|source| NodeError::File { what: "remove", path, source })?;
+                let (key_pem, csr_der, _) = key_and_request(dir)?;
+                (key_pem, join(csr_der).await?)
+            }
+            answer => (key_pem, answer?),
+        };
         let node = Self::from_certificate(certificate, ticket.address, key_pem);
         node.save(dir)?;
         Ok(node)
@@ -234,6 +254,10 @@ async fn answered(
         Ok(Ok(certificate)) => Ok(certificate),
         Ok(Err(status)) if status.code() == tonic::Code::Unavailable => {
             Err(NodeError::Unreachable { address, reason: reason(&status) })
+        }
+        // The one precondition of a join: a key that wasn't revoked.
+        Ok(Err(status)) if status.code() == tonic::Code::FailedPrecondition => {
+            Err(NodeError::RevokedKey { address, reason: reason(&status) })
         }
         Ok(Err(status)) => Err(NodeError::Refused { address, reason: reason(&status) }),
         Err(_) => Err(NodeError::Unreachable {

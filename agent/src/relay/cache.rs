@@ -49,6 +49,8 @@ pub(super) struct Entry {
     current: Option<Item>,
     good: Option<Item>,
     refused: Option<(String, String)>,
+    /// The version that the connected Envoy has acknowledged.
+    running: Option<String>,
 }
 
 impl Entry {
@@ -62,6 +64,33 @@ impl Entry {
             _ => Some(current),
         }
     }
+
+    /// What Envoy has made of the current version.
+    fn outcome(&self) -> Outcome<'_> {
+        let Some(current) = &self.current else { return Outcome::Applied };
+        match &self.refused {
+            Some((version, message)) if *version == current.version => Outcome::Refused(version, message),
+            _ if self.running.as_ref() == Some(&current.version) => Outcome::Applied,
+            _ => Outcome::Pending,
+        }
+    }
+}
+
+enum Outcome<'a> {
+    Applied,
+    Pending,
+    Refused(&'a str, &'a str),
+}
+
+/// What the connected Envoy has made of the current resources of one type: all is applied except these.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unapplied {
+    /// No Envoy is connected: whatever isn't refused is pending, and not listed.
+    pub no_envoy: bool,
+    /// Names whose current version Envoy has not answered.
+    pub pending: Vec<String>,
+    /// What it refused.
+    pub refused: Vec<Rejection>,
 }
 
 #[derive(Debug, Default)]
@@ -104,6 +133,9 @@ pub(super) struct State {
     source: Source,
     revision: u64,
     reports: u64,
+    /// The newest stream of an Envoy, and whether it is still open.
+    stream: u64,
+    open: bool,
 }
 
 impl State {
@@ -115,16 +147,63 @@ impl State {
         &mut self.kinds[kind.index()]
     }
 
-    /// Envoy accepted `item` under `name`.
-    pub(super) fn accepted(&mut self, kind: Kind, name: &str, item: &Item) {
+    /// An Envoy opened a stream: what it runs is what it says on that one, whatever an older one said.
+    pub(super) fn stream_opened(&mut self) -> u64 {
+        self.stream += 1;
+        self.open = true;
+        self.forget_running();
+        self.stream
+    }
+
+    /// A stream ended. If it was the newest, no Envoy runs anything that we know of.
+    pub(super) fn stream_closed(&mut self, stream: u64) {
+        if stream == self.stream && std::mem::take(&mut self.open) {
+            self.forget_running();
+        }
+    }
+
+    fn forget_running(&mut self) {
+        for entry in self.kinds.iter_mut().flat_map(|kind| kind.entries.values_mut()) {
+            entry.running = None;
+        }
+        self.reports += 1;
+    }
+
+    /// Envoy has everything that it asked for: what it doesn't ask for waits for nobody. Should it ask later, it
+    /// gets the current version.
+    pub(super) fn settled(&mut self, stream: u64, kind: Kind, wants: impl Fn(&str) -> bool) {
+        if stream != self.stream {
+            return;
+        }
+        let mut changed = false;
+        for (name, entry) in &mut self.kind_mut(kind).entries {
+            if wants(name) {
+                continue;
+            }
+            let current = entry.current.as_ref().map(|item| &item.version);
+            if entry.running.as_ref() != current {
+                entry.running = current.cloned();
+                changed = true;
+            }
+        }
+        self.reports += u64::from(changed);
+    }
+
+    /// Envoy accepted `item` under `name`, on this stream.
+    pub(super) fn accepted(&mut self, stream: u64, kind: Kind, name: &str, item: &Item) {
+        let newest = stream == self.stream;
         let Some(entry) = self.kind_mut(kind).entries.get_mut(name) else { return };
+        let runs = newest && entry.running.as_ref() != Some(&item.version);
+        if runs {
+            entry.running = Some(item.version.clone());
+        }
         let news = entry.good.as_ref() != Some(item);
         if news {
             entry.good = Some(item.clone());
         }
         let healed = entry.refused.take_if(|(version, _)| *version == item.version).is_some();
         self.revision += u64::from(news);
-        self.reports += u64::from(healed);
+        self.reports += u64::from(healed || runs);
     }
 
     /// Envoy refused `item` under `name` when it was alone in a response: pin the version, keep the old one serving.
@@ -192,6 +271,8 @@ impl Default for Cache {
                 source: Source::None,
                 revision: 0,
                 reports: 0,
+                stream: 0,
+                open: false,
             }),
             changed: watch::Sender::new(0),
             reports: watch::Sender::new(0),
@@ -231,7 +312,7 @@ impl Cache {
         self.changed.subscribe()
     }
 
-    /// Wakes when the list of refused resources changes.
+    /// Wakes when what Envoy has acknowledged or refused changes.
     pub fn rejection_changes(&self) -> watch::Receiver<u64> {
         self.reports.subscribe()
     }
@@ -379,6 +460,31 @@ impl Cache {
                 })
             })
             .collect()
+    }
+
+    /// What Envoy has made of control's resources of one type. Our own types are applied once they are here.
+    pub fn unapplied(&self, kind: Kind) -> Unapplied {
+        let state = self.lock();
+        let cache = state.kind(kind);
+        let mut unapplied = Unapplied::default();
+        if !kind.is_for_envoy() {
+            return unapplied;
+        }
+        unapplied.no_envoy = !state.open;
+        for (name, entry) in cache.entries.iter().filter(|(name, _)| !cache.local.contains(*name)) {
+            match entry.outcome() {
+                Outcome::Applied => {}
+                Outcome::Pending if unapplied.no_envoy => {}
+                Outcome::Pending => unapplied.pending.push(name.clone()),
+                Outcome::Refused(version, message) => unapplied.refused.push(Rejection {
+                    type_url: kind.type_url().to_owned(),
+                    name: name.clone(),
+                    version: version.to_owned(),
+                    message: message.to_owned(),
+                }),
+            }
+        }
+        unapplied
     }
 
     /// What Envoy has accepted (for our own types: what control sent), without the agent's own secrets.

@@ -80,17 +80,12 @@ impl Subscription {
 }
 
 /// The state of one Envoy's stream.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Downstream {
     kinds: [Subscription; Kind::ENVOY.len()],
     counter: u64,
-    first_request: bool,
-}
-
-impl Default for Downstream {
-    fn default() -> Self {
-        Self { kinds: Default::default(), counter: 0, first_request: true }
-    }
+    /// The cache's number of this stream, once Envoy has said something on it.
+    stream: Option<u64>,
 }
 
 impl Downstream {
@@ -113,14 +108,25 @@ impl Downstream {
             return;
         };
         cache.with(|state| {
-            if std::mem::take(&mut self.first_request) && request.initial_versions.is_empty() {
-                state.retry_refused_without_good();
-            }
-            self.take_in(kind, request, state);
+            let stream = self.stream.unwrap_or_else(|| {
+                if request.initial_versions.is_empty() {
+                    state.retry_refused_without_good();
+                }
+                state.stream_opened()
+            });
+            self.stream = Some(stream);
+            self.take_in(stream, kind, request, state);
         });
     }
 
-    fn take_in(&mut self, kind: Kind, request: &Request, state: &mut State) {
+    /// The stream has ended: what its Envoy runs is no longer known.
+    pub fn close(&mut self, cache: &Cache) {
+        if let Some(stream) = self.stream.take() {
+            cache.with(|state| state.stream_closed(stream));
+        }
+    }
+
+    fn take_in(&mut self, stream: u64, kind: Kind, request: &Request, state: &mut State) {
         let sub = self.sub_mut(kind);
         let first = !std::mem::replace(&mut sub.started, true);
         if first {
@@ -130,11 +136,11 @@ impl Downstream {
                 sub.acked.insert(name.clone(), version.clone());
                 let held = state.kind(kind).get(name).filter(|item| item.version == *version).cloned();
                 if let Some(item) = held {
-                    state.accepted(kind, name, &item);
+                    state.accepted(stream, kind, name, &item);
                 }
             }
         }
-        self.answer(kind, request, state);
+        self.answer(stream, kind, request, state);
         let sub = self.sub_mut(kind);
         for name in &request.unsubscribe {
             if name == "*" {
@@ -165,7 +171,7 @@ impl Downstream {
     }
 
     /// Handles the ACK or NACK in a request.
-    fn answer(&mut self, kind: Kind, request: &Request, state: &mut State) {
+    fn answer(&mut self, stream: u64, kind: Kind, request: &Request, state: &mut State) {
         let sub = self.sub_mut(kind);
         let Some(in_flight) = sub.in_flight.take_if(|in_flight| in_flight.nonce == request.nonce) else {
             return; // a plain subscription, or an answer to a response of a former stream
@@ -177,7 +183,7 @@ impl Downstream {
                 }
                 for (name, item) in &in_flight.items {
                     sub.acked.insert(name.clone(), item.version.clone());
-                    state.accepted(kind, name, item);
+                    state.accepted(stream, kind, name, item);
                 }
             }
             Some(words) => {
@@ -216,7 +222,29 @@ impl Downstream {
                 .into_iter()
                 .find_map(|kind| self.additions(kind, state))
                 .or_else(|| Kind::ENVOY.into_iter().rev().find_map(|kind| self.removals(kind, state)))
+                .or_else(|| {
+                    self.settle(state);
+                    None
+                })
         })
+    }
+
+    /// Says so when Envoy has everything that it asked for, clusters and listeners among it.
+    fn settle(&self, state: &mut State) {
+        let Some(stream) = self.stream else { return };
+        let busy = |kind: Kind| {
+            let sub = self.sub(kind);
+            sub.in_flight.is_some()
+                || !sub.suspects.is_empty()
+                || sub.outstanding(state.kind(kind)).next().is_some()
+        };
+        let asked = [Kind::Cluster, Kind::Listener].into_iter().all(|kind| self.sub(kind).answered);
+        if !asked || Kind::ENVOY.into_iter().any(busy) {
+            return;
+        }
+        for kind in Kind::ENVOY {
+            state.settled(stream, kind, |name| self.sub(kind).wants(name));
+        }
     }
 
     /// Clusters before their endpoints before the listeners that use them. Envoy acknowledges clusters only once

@@ -110,14 +110,16 @@ impl AggregatedDiscovery for Relay {
         let (cache, stop) = (Arc::clone(&self.cache), self.stop.clone());
         // The task ends with the stream: when Envoy hangs up, `requests` ends or `responses` closes.
         tokio::spawn(async move {
+            let mut downstream = Downstream::new();
             tokio::select! {
                 () = stop.cancelled() => {}
-                result = run(requests.into_inner(), &responses, &cache) => {
+                result = run(requests.into_inner(), &responses, &cache, &mut downstream) => {
                     if let Err(error) = result {
                         tracing::debug!(%error, "an Envoy's discovery stream ended");
                     }
                 }
             }
+            downstream.close(&cache);
         });
         Ok(tonic::Response::new(ReceiverStream::new(stream)))
     }
@@ -127,8 +129,8 @@ async fn run(
     mut requests: Streaming<DeltaDiscoveryRequest>,
     responses: &mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     cache: &Cache,
+    downstream: &mut Downstream,
 ) -> Result<(), Status> {
-    let mut downstream = Downstream::new();
     let mut changes = cache.changes();
     loop {
         while let Some(response) = downstream.next(cache) {

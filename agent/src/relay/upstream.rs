@@ -1,20 +1,26 @@
-//! The stream to control: fills one workload's [`Cache`] and reports what Envoy refused.
+//! The stream to control: fills one workload's [`Cache`] and reports what Envoy has made of it. What was stored is
+//! acknowledged at once, so that control never waits for an Envoy; what Envoy acknowledged or refused goes beside.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
 use ursa_wire::discovery::{
-    AggregatedDiscoveryClient, DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail, Node, Rejection,
+    AggregatedDiscoveryClient, Applied, DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail, Node,
+    Rejection,
 };
 
-use super::{Cache, Kind, item_from_encoded};
+use super::{Cache, Kind, Unapplied, item_from_encoded};
 
 /// Requests that wait for the connection; one per type and one answer each is all there ever is.
 const QUEUE: usize = 32;
+
+/// Envoy's answers are reported at most this often: the first at once, what follows closely together.
+const CADENCE: Duration = Duration::from_millis(100);
 
 /// Who asks control.
 #[derive(Clone, Debug)]
@@ -44,8 +50,11 @@ impl Upstream {
     ) -> Result<(), Status> {
         let (requests, outgoing) = mpsc::channel(QUEUE);
         cache.begin_sync();
+        let mut reported: HashMap<Kind, Unapplied> = HashMap::new();
         for (index, kind) in Kind::ALL.into_iter().enumerate() {
-            let request = self.subscribe(kind, cache, index == 0);
+            let unapplied = cache.unapplied(kind);
+            let request = self.subscribe(kind, cache, index == 0, &unapplied);
+            reported.insert(kind, unapplied);
             requests.try_send(request).map_err(|_| Status::internal("the request queue is full"))?;
         }
         let _disconnect = Disconnect(cache);
@@ -53,10 +62,11 @@ impl Upstream {
             AggregatedDiscoveryClient::new(channel).delta(ReceiverStream::new(outgoing)).await?.into_inner();
         on_state(UpstreamState::Connected);
 
-        let mut rejections = cache.rejection_changes();
-        rejections.mark_changed(); // what was refused before this stream is reported to this control plane too
+        let mut outcomes = cache.rejection_changes();
+        // Whatever changed since the subscriptions above were made is looked at once more.
+        let mut unreported = true;
+        let mut report_at = tokio::time::Instant::now();
         let mut nonces: HashMap<Kind, String> = HashMap::new();
-        let mut reported: BTreeMap<Kind, Vec<Rejection>> = BTreeMap::new();
         let mut awaited = Kind::ALL.to_vec();
         loop {
             tokio::select! {
@@ -70,7 +80,16 @@ impl Upstream {
                     let synced = response.is_synced();
                     let unreadable = take_in(kind, response, cache);
                     nonces.insert(kind, nonce.clone());
-                    send(&requests, answer(kind, nonce, &unreadable)).await?;
+                    let unapplied = cache.unapplied(kind);
+                    let answer = DeltaDiscoveryRequest {
+                        type_url: kind.type_url().to_owned(),
+                        response_nonce: nonce.clone(),
+                        error_detail: refusal(&unreadable),
+                        applied: kind.is_for_envoy().then(|| applied(nonce, unapplied.clone())),
+                        ..DeltaDiscoveryRequest::default()
+                    };
+                    reported.insert(kind, unapplied);
+                    send(&requests, answer).await?;
                     if synced && awaited.contains(&kind) {
                         cache.synced(kind);
                         awaited.retain(|awaited| *awaited != kind);
@@ -79,22 +98,35 @@ impl Upstream {
                         }
                     }
                 }
-                changed = rejections.changed() => {
+                changed = outcomes.changed(), if !unreported => {
                     changed.map_err(|_| Status::cancelled("the workload is gone"))?;
-                    for (kind, list) in by_kind(cache) {
-                        if reported.get(&kind) == Some(&list) || (list.is_empty() && !reported.contains_key(&kind)) {
+                    unreported = true;
+                }
+                () = tokio::time::sleep_until(report_at), if unreported => {
+                    outcomes.mark_unchanged();
+                    unreported = false;
+                    report_at = tokio::time::Instant::now() + CADENCE;
+                    for kind in Kind::ENVOY {
+                        let unapplied = cache.unapplied(kind);
+                        if reported.get(&kind) == Some(&unapplied) {
                             continue;
                         }
-                        let nonce = nonces.get(&kind).cloned().unwrap_or_default();
-                        send(&requests, answer(kind, nonce, &list)).await?;
-                        reported.insert(kind, list);
+                        let through = nonces.get(&kind).cloned().unwrap_or_default();
+                        send(&requests, report(kind, through, unapplied.clone())).await?;
+                        reported.insert(kind, unapplied);
                     }
                 }
             }
         }
     }
 
-    fn subscribe(&self, kind: Kind, cache: &Cache, first: bool) -> DeltaDiscoveryRequest {
+    fn subscribe(
+        &self,
+        kind: Kind,
+        cache: &Cache,
+        first: bool,
+        unapplied: &Unapplied,
+    ) -> DeltaDiscoveryRequest {
         DeltaDiscoveryRequest {
             node: first.then(|| Node {
                 id: self.node_id.clone(),
@@ -106,6 +138,7 @@ impl Upstream {
             type_url: kind.type_url().to_owned(),
             resource_names_subscribe: vec!["*".to_owned()],
             initial_resource_versions: cache.held_versions(kind).into_iter().collect(),
+            applied: kind.is_for_envoy().then(|| applied(String::new(), unapplied.clone())),
             ..DeltaDiscoveryRequest::default()
         }
     }
@@ -137,31 +170,30 @@ fn take_in(kind: Kind, response: DeltaDiscoveryResponse, cache: &Cache) -> Vec<R
     unreadable
 }
 
-fn by_kind(cache: &Cache) -> BTreeMap<Kind, Vec<Rejection>> {
-    let mut map: BTreeMap<Kind, Vec<Rejection>> =
-        Kind::ENVOY.into_iter().map(|kind| (kind, Vec::new())).collect();
-    for rejection in cache.rejections() {
-        if let Some(list) = Kind::from_type_url(&rejection.type_url).and_then(|kind| map.get_mut(&kind)) {
-            list.push(Rejection {
-                name: rejection.name,
-                version: rejection.version,
-                message: rejection.message,
-            });
-        }
-    }
-    map
+fn applied(through: String, unapplied: Unapplied) -> Applied {
+    let refused = unapplied.refused.into_iter().map(|rejection| Rejection {
+        name: rejection.name,
+        version: rejection.version,
+        message: rejection.message,
+    });
+    let refused = refused.collect();
+    Applied { through, pending: unapplied.pending, refused, no_envoy: unapplied.no_envoy }
 }
 
-fn answer(kind: Kind, nonce: String, refused: &[Rejection]) -> DeltaDiscoveryRequest {
-    /// `google.rpc.Code.INVALID_ARGUMENT`
-    const INVALID_ARGUMENT: i32 = 3;
+/// What Envoy has made of a type, beside any acknowledgement.
+fn report(kind: Kind, through: String, unapplied: Unapplied) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
         type_url: kind.type_url().to_owned(),
-        response_nonce: nonce,
-        error_detail: (!refused.is_empty())
-            .then(|| ErrorDetail { code: INVALID_ARGUMENT, message: Rejection::encode_all(refused) }),
+        applied: Some(applied(through, unapplied)),
         ..DeltaDiscoveryRequest::default()
     }
+}
+
+fn refusal(unreadable: &[Rejection]) -> Option<ErrorDetail> {
+    /// `google.rpc.Code.INVALID_ARGUMENT`
+    const INVALID_ARGUMENT: i32 = 3;
+    (!unreadable.is_empty())
+        .then(|| ErrorDetail { code: INVALID_ARGUMENT, message: Rejection::encode_all(unreadable) })
 }
 
 async fn send(

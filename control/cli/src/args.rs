@@ -64,6 +64,9 @@ pub(crate) enum Command {
     /// Tickets with which nodes join
     #[command(subcommand, after_help = examples::TICKET)]
     Ticket(TicketArgs),
+    /// Shut out a node that joined, or let it in again
+    #[command(subcommand, after_help = examples::NODE)]
+    Node(NodeArgs),
     /// Allow one workload to call another (writes a `MeshTrafficPermission`)
     #[command(after_help = examples::ALLOW)]
     Allow(AllowArgs),
@@ -145,7 +148,7 @@ pub(crate) struct DeleteArgs {
 
 #[derive(Args)]
 pub(crate) struct InspectArgs {
-    /// dataplanes, dataplane, services, zones, meshes, or a policy's type
+    /// dataplanes, dataplane, nodes, services, zones, meshes, or a policy's type
     #[arg(value_name = "TYPE")]
     pub(crate) kind: String,
     /// Name, for what is singular
@@ -366,6 +369,20 @@ pub(crate) struct AddArgs {
 pub(crate) enum TicketArgs {
     /// Create a ticket that lets one node join and run the named workloads
     Create(TicketCreateArgs),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum NodeArgs {
+    /// End a node's sessions at once, and give it no certificate any more
+    Revoke {
+        /// Its name or id, as `ursa get nodes` shows them
+        name: String,
+    },
+    /// Let a revoked node in again
+    Restore {
+        /// Its name or id
+        name: String,
+    },
 }
 
 #[derive(Args)]

@@ -80,6 +80,14 @@ Examples:
   ursa ticket create --workload web
   ursa ticket create --mesh default --workload web --workload backend --valid-for 15m";
 
+pub(crate) const NODE: &str = "\
+Examples:
+  ursa get nodes
+  ursa node revoke web-1                            # its sessions end at once
+  ursa node restore web-1
+
+The certificates that a revoked node's workloads hold stay good until they end.";
+
 pub(crate) const ALLOW: &str = "\
 Examples:
   ursa allow web backend                            # web may call backend

@@ -143,12 +143,21 @@ async fn policies(session: &Session, args: &InspectArgs, base: &str) -> anyhow::
     // A control plane without this part of the inspect API still knows what was refused.
     if args.output != Format::Table {
         let mut all = if policies.is_null() { serde_json::json!({"policies": []}) } else { policies };
-        if let (Value::Object(fields), Some(rejections)) = (&mut all, rejections) {
-            fields.insert("rejections".to_owned(), rejections);
+        if let Value::Object(fields) = &mut all {
+            if let Some(rejections) = rejections {
+                fields.insert("rejections".to_owned(), rejections);
+            }
+            if let Some(insight) = overview.get("dataplaneInsight") {
+                fields.insert("dataplaneInsight".to_owned(), insight.clone());
+            }
         }
         return output::document(args.output, &all);
     }
+    if let Some(insight) = overview.get("dataplaneInsight") {
+        connection(insight);
+    }
     if let Some(policies) = policies.get("policies").and_then(Value::as_array) {
+        say!("");
         let rows = policies.iter().map(|policy| {
             let origins = policy.get("origins").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
             let origins: Vec<String> = origins.iter().map(|origin| text(origin, "/kri")).collect();
@@ -164,6 +173,59 @@ async fn policies(session: &Session, args: &InspectArgs, base: &str) -> anyhow::
         output::table(&["Resource", "Version", "Envoy says"], rows);
     }
     Ok(())
+}
+
+/// How the proxy is connected, and how far its Envoy has come with what it was sent.
+fn connection(insight: &Value) {
+    let last = last_subscription(insight);
+    say!(
+        "{}, connected {} ago, updated {} ago; agent {}, Envoy {}",
+        status(last),
+        ago(last.get("connectTime")),
+        ago(last.pointer("/status/lastUpdateTime")),
+        unless_empty(text(last, "/version/kumaDp/version")),
+        unless_empty(text(last, "/version/envoy/version")),
+    );
+    let count = |key: &str| total(insight, key);
+    say!(
+        "responses: {} sent, {} acknowledged by Envoy, {} rejected",
+        count("responsesSent"),
+        count("responsesAcknowledged"),
+        count("responsesRejected")
+    );
+    let expires = text(insight, "/mTLS/certificateExpirationTime");
+    if !expires.is_empty() {
+        say!(
+            "certificate: issued {} ago, ends {expires}",
+            ago(insight.pointer("/mTLS/lastCertificateRegeneration"))
+        );
+    }
+    let Some(sync) = insight.get("sync").and_then(Value::as_array).filter(|all| !all.is_empty()) else {
+        return;
+    };
+    say!("");
+    if insight.get("envoyDisconnected") == Some(&Value::Bool(true)) {
+        say!("No Envoy is connected to the agent: what it has will be taken when one starts.");
+    }
+    let rows = sync.iter().map(|of| {
+        let number = |key: &str| of.get(key).and_then(Value::as_u64).unwrap_or(0);
+        let (total, pending, refused) = (number("total"), number("pending"), number("refused"));
+        let names = of.get("pendingNames").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let names: Vec<String> = names.iter().map(|name| text(name, "")).collect();
+        let kind = text(of, "/typeUrl");
+        vec![
+            kind.rsplit('.').next().unwrap_or_default().to_owned(),
+            total.saturating_sub(pending + refused).to_string(),
+            pending.to_string(),
+            refused.to_string(),
+            names.join(","),
+        ]
+    });
+    output::table(&["RESOURCES", "IN SYNC", "PENDING", "REFUSED", "WAITING FOR"], rows);
+}
+
+fn unless_empty(text: String) -> String {
+    if text.is_empty() { "unknown".to_owned() } else { text }
 }
 
 async fn zones(session: &Session, args: &InspectArgs) -> anyhow::Result<()> {

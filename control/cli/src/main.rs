@@ -12,6 +12,7 @@ mod examples;
 mod generate;
 mod inspect;
 mod mesh;
+mod node;
 mod output;
 mod resources;
 
@@ -37,8 +38,15 @@ async fn run(cli: args::Cli) -> anyhow::Result<()> {
     let global = &cli.global;
     match cli.command {
         Command::Apply(args) => apply::run(global, args).await,
+        Command::Get(args) if node::is_meant(&args.kind) => {
+            node::show(global, args.names.first().map(String::as_str), args.output, false).await
+        }
         Command::Get(args) => resources::get(global, args).await,
         Command::Delete(args) => resources::delete(global, args).await,
+        Command::Inspect(args) if node::is_meant(&args.kind) => {
+            node::show(global, args.name.as_deref(), args.output, true).await
+        }
+        Command::Node(args) => node::run(global, args).await,
         Command::Inspect(args) => inspect::run(global, args).await,
         Command::Generate(args) => generate::run(global, args).await,
         Command::Config(args) => config::run(global, args).await,

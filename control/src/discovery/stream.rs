@@ -13,6 +13,7 @@ use ursa_wire::discovery::{
     CONTROL_PLANE, ControlPlane, DeltaDiscoveryRequest, DeltaDiscoveryResponse, SYNCED,
 };
 
+use super::progress::Progress;
 use crate::world::Dirty;
 
 /// A response is closed when its resources exceed this, and the rest follows after its acknowledgement.
@@ -39,6 +40,11 @@ pub enum Answered {
         kind: TypeUrl,
         /// Their names.
         names: Vec<Arc<str>>,
+    },
+    /// Its Envoy has come further, or not as far any more.
+    Reported {
+        /// The type that the report is about.
+        kind: TypeUrl,
     },
     /// It refused the response, at least in part.
     Rejected {
@@ -78,28 +84,57 @@ struct TypeState {
     /// The initial state was sent.
     synced: bool,
     unacknowledged: Option<Unacknowledged>,
+    progress: Progress,
 }
 
 #[derive(Debug)]
 struct Unacknowledged {
     nonce: String,
+    number: u64,
     names: Vec<Arc<str>>,
 }
 
 impl DeltaStream {
-    /// Takes a request. Returns what it says about an earlier response, if it does.
-    pub fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Option<Answered> {
+    /// Takes a request. Returns what it says about earlier responses, if it does.
+    pub fn on_request(&mut self, mut request: DeltaDiscoveryRequest) -> Option<Answered> {
         // A type that this control plane doesn't have stays silent, as a newer client would expect.
         let kind = TypeUrl::parse(&request.type_url)?;
         let snapshot = self.snapshot.clone();
         let state = self.state(kind);
         let answered = state.acknowledge(kind, &request);
+        let report = request.applied.take();
         if state.asked {
             state.change_subscription(&request);
         } else {
             state.begin(request, snapshot.as_deref(), kind);
         }
-        answered
+        let Some(report) = report else { return answered };
+        state.progress.report(report, &state.held);
+        match answered {
+            Some(Answered::Rejected { .. }) => answered,
+            _ => Some(Answered::Reported { kind }),
+        }
+    }
+
+    /// What the client has made of a type.
+    pub const fn progress(&self, kind: TypeUrl) -> &Progress {
+        &self.types[kind as usize].progress
+    }
+
+    /// Whether the client was to have exactly this version of a resource, and has not said that it applied it.
+    pub fn awaits(&self, kind: TypeUrl, name: &str, version: &str) -> bool {
+        if !self.began {
+            return true; // nobody knows yet what it is to have
+        }
+        let (progress, held) = (self.progress(kind), self.held(kind));
+        let wanted = self.snapshot.as_ref().and_then(|snapshot| snapshot.get(kind, name));
+        let is_held = held.get(name).is_some_and(|held| **held == *version);
+        wanted.is_some_and(|wanted| *wanted.version == *version) && (!is_held || progress.is_pending(name))
+    }
+
+    /// Name → version of what was sent of a type and not removed.
+    pub const fn held(&self, kind: TypeUrl) -> &HashMap<Arc<str>, Arc<str>> {
+        &self.types[kind as usize].held
     }
 
     /// Takes a change of the world.
@@ -159,7 +194,7 @@ impl DeltaStream {
     }
 
     fn send_adds(&mut self, kind: TypeUrl, snapshot: Option<&Snapshot>) -> DeltaDiscoveryResponse {
-        let nonce = self.next_nonce();
+        let (number, nonce) = self.next_nonce();
         let state = self.state(kind);
         let mut resources = Vec::with_capacity(state.adds.len());
         let mut names = Vec::with_capacity(state.adds.len());
@@ -177,12 +212,13 @@ impl DeltaStream {
         }
         state.synced |= state.adds.is_empty();
         let synced = state.synced;
-        state.unacknowledged = Some(Unacknowledged { nonce: nonce.clone(), names });
+        state.progress.sent(number, &names, &[]);
+        state.unacknowledged = Some(Unacknowledged { nonce: nonce.clone(), number, names });
         response(kind, nonce, synced, resources, Vec::new())
     }
 
     fn send_removals(&mut self, kind: TypeUrl) -> DeltaDiscoveryResponse {
-        let nonce = self.next_nonce();
+        let (number, nonce) = self.next_nonce();
         let state = self.state(kind);
         let names: Vec<_> = std::mem::take(&mut state.removals).into_iter().collect();
         for name in &names {
@@ -190,13 +226,14 @@ impl DeltaStream {
             state.awaited.remove(name);
         }
         let removed = names.iter().map(|name| name.as_ref().to_owned()).collect();
-        state.unacknowledged = Some(Unacknowledged { nonce: nonce.clone(), names });
+        state.progress.sent(number, &[], &names);
+        state.unacknowledged = Some(Unacknowledged { nonce: nonce.clone(), number, names });
         response(kind, nonce, true, Vec::new(), removed)
     }
 
-    fn next_nonce(&mut self) -> String {
+    fn next_nonce(&mut self) -> (u64, String) {
         self.nonce += 1;
-        self.nonce.to_string()
+        (self.nonce, self.nonce.to_string())
     }
 
     fn state(&mut self, kind: TypeUrl) -> &mut TypeState {
@@ -206,14 +243,9 @@ impl DeltaStream {
 
 impl TypeState {
     fn acknowledge(&mut self, kind: TypeUrl, request: &DeltaDiscoveryRequest) -> Option<Answered> {
-        if request.response_nonce.is_empty()
-            || self.unacknowledged.as_ref().is_none_or(|sent| sent.nonce != request.response_nonce)
-        {
-            // An agent acknowledges what it has stored; what its Envoy refuses, it can only tell later.
-            let late = request.error_detail.as_ref();
-            return late.map(|error| Answered::Rejected { kind, message: error.message.clone() });
-        }
+        self.unacknowledged.as_ref().filter(|sent| sent.nonce == request.response_nonce)?;
         let sent = self.unacknowledged.take()?;
+        self.progress.answered(sent.number, request.error_detail.is_some());
         Some(match &request.error_detail {
             // What was refused stays recorded as held in that version: sending it again would change nothing.
             Some(error) => Answered::Rejected { kind, message: error.message.clone() },

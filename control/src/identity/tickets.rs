@@ -11,7 +11,7 @@ use tonic::Code;
 use ursa_wire::ticket::Ticket;
 
 use super::ca::{Leaf, ProvenKey, Usage, hex_digest};
-use super::nodes::{Grant, NodeRecord};
+use super::nodes::{Grant, NodeRecord, REVOKED};
 use super::{ControlIdentity, IdentityError};
 
 const BUCKET: &str = "tickets";
@@ -107,6 +107,12 @@ impl ControlIdentity {
         node_name: &str,
     ) -> Result<NodeCertificate, IdentityError> {
         let name = hex_digest(secret.as_bytes());
+        if self.nodes().by_key(key.hash()).is_some_and(|node| node.revoked) {
+            return Err(IdentityError::refused(
+                Code::FailedPrecondition,
+                "the node with this key was revoked, so the key is worth nothing any more; join with a new key",
+            ));
+        }
         let (node_id, grant) = loop {
             let Some(record) = self.store.private(BUCKET, &name).await? else {
                 return Err(IdentityError::refused(
@@ -141,12 +147,6 @@ impl ControlIdentity {
             }
         };
         let node = match self.nodes().get(&node_id) {
-            Some(node) if node.revoked => {
-                return Err(IdentityError::refused(
-                    Code::PermissionDenied,
-                    "the node that joined with this ticket was revoked; ask for a new ticket",
-                ));
-            }
             Some(node) => NodeRecord::clone(&node),
             None => NodeRecord {
                 id: node_id,
@@ -155,6 +155,7 @@ impl ControlIdentity {
                 grant,
                 not_after: 0,
                 revoked: false,
+                revoked_at: None,
             },
         };
         self.certify(node, key).await
@@ -184,10 +185,7 @@ impl ControlIdentity {
             })?,
         };
         if node.revoked {
-            return Err(IdentityError::refused(
-                Code::PermissionDenied,
-                "this node was revoked; join again with a new ticket",
-            ));
+            return Err(IdentityError::refused(Code::PermissionDenied, REVOKED));
         }
         let now = OffsetDateTime::now_utc().unix_timestamp();
         if now > node.not_after + RENEWABLE.whole_seconds() {
@@ -214,7 +212,9 @@ impl ControlIdentity {
             },
         )?;
         node.not_after = issued.not_after.unix_timestamp();
-        let node = self.nodes().put(node).await?;
+        let Some(node) = self.nodes().certified(node).await? else {
+            return Err(IdentityError::refused(Code::PermissionDenied, REVOKED));
+        };
         tracing::info!(
             node = node.id,
             name = node.name,

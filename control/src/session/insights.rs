@@ -1,6 +1,12 @@
 //! `DataplaneInsight`s: one task writes them, each only when it has changed.
+//!
+//! What is rare and matters (a connection, a refusal, a certificate) is written at once. How far a proxy has come
+//! changes with each push, and is written once per [`CADENCE`] at most, and by a bounded number of writes for all
+//! proxies together.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use serde_json::Value;
@@ -8,11 +14,14 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use ursa_engine::ProxyKey;
+use ursa_engine::{ProxyKey, TypeUrl};
 use ursa_model::types::dataplane::Dataplane;
-use ursa_model::types::dataplane_insight::{DataplaneInsight, Mtls, Rejection, Subscription};
+use ursa_model::types::dataplane_insight::{
+    DataplaneInsight, Mtls, Rejection, ResponseCounts, Subscription, SubscriptionStatus, TypeSync,
+};
 use ursa_model::{Meta, Resource, ResourceKey, ResourceSpec as _, labels};
 
+use crate::discovery::{Counts, Taken, Tally};
 use crate::store::{Store, StoreError};
 use crate::world::{Index, World};
 
@@ -24,6 +33,12 @@ const REJECTIONS: usize = 64;
 
 /// Writes that are under way together: the store commits them as one.
 const TOGETHER: usize = 64;
+
+/// How often progress is written.
+const CADENCE: Duration = Duration::from_secs(1);
+
+/// Insights that are written for their progress per [`CADENCE`]: with more proxies, each has its turn less often.
+const TURNS: usize = 256;
 
 /// A handle on the insights.
 #[derive(Debug, Clone)]
@@ -39,6 +54,7 @@ enum Event {
     Rejected { type_url: &'static str, rejections: Vec<ursa_wire::discovery::Rejection> },
     Accepted { type_url: &'static str, names: Vec<std::sync::Arc<str>> },
     Certified { secret_name: String, until: OffsetDateTime },
+    Progress(Arc<Tally>),
     Gone,
 }
 
@@ -89,6 +105,11 @@ impl Insights {
         self.send(proxy, Event::Certified { secret_name, until });
     }
 
+    /// Its stream has progressed. Called once until the tally is taken.
+    pub fn progress(&self, proxy: &ProxyKey, tally: &Arc<Tally>) {
+        self.send(proxy, Event::Progress(Arc::clone(tally)));
+    }
+
     fn send(&self, proxy: &ProxyKey, event: Event) {
         // Fails only while shutting down.
         let _ = self.sender.send((proxy.clone(), event));
@@ -110,47 +131,168 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let mut receiver = task.receiver;
-    let mut known: HashMap<ProxyKey, DataplaneInsight> = HashMap::new();
+    let mut writer = Writer { store, world, instance_id, known: HashMap::new(), waiting: Waiting::default() };
     let mut batch = Vec::new();
+    let mut turn = tokio::time::interval(CADENCE);
+    turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let count = tokio::select! {
             count = receiver.recv_many(&mut batch, 4096) => count,
-            () = shutdown.cancelled() => return,
+            _ = turn.tick(), if !writer.waiting.order.is_empty() => {
+                writer.turn().await;
+                continue;
+            }
+            () = shutdown.cancelled() => {
+                writer.turn().await;
+                return;
+            }
         };
         if count == 0 {
             return;
         }
+        writer.take(&mut batch).await;
+    }
+}
+
+/// Proxies whose progress is to be written, in the order of their turns.
+#[derive(Default)]
+struct Waiting {
+    order: VecDeque<ProxyKey>,
+    tallies: HashMap<ProxyKey, Arc<Tally>>,
+}
+
+struct Writer {
+    store: Store,
+    world: World,
+    instance_id: String,
+    known: HashMap<ProxyKey, DataplaneInsight>,
+    waiting: Waiting,
+}
+
+impl Writer {
+    async fn take(&mut self, batch: &mut Vec<(ProxyKey, Event)>) {
         let mut dirty = HashSet::new();
         let mut gone = HashSet::new();
         for (proxy, event) in batch.drain(..) {
-            if matches!(event, Event::Gone) {
-                known.remove(&proxy);
-                dirty.remove(&proxy);
-                gone.insert(proxy);
-                continue;
-            }
-            gone.remove(&proxy);
-            let insight = known.entry(proxy.clone()).or_insert_with(|| load(&world, &proxy));
-            if change(insight, event, &instance_id) {
-                dirty.insert(proxy);
+            match event {
+                Event::Gone => {
+                    self.known.remove(&proxy);
+                    self.waiting.tallies.remove(&proxy);
+                    dirty.remove(&proxy);
+                    gone.insert(proxy);
+                }
+                Event::Progress(tally) => self.wait(proxy, tally),
+                event => {
+                    gone.remove(&proxy);
+                    // What was counted so far belongs to the connection that ends here, and goes along in any case.
+                    self.count(&proxy);
+                    let instance_id = self.instance_id.clone();
+                    if change(self.insight(&proxy), event, &instance_id) {
+                        dirty.insert(proxy);
+                    }
+                }
             }
         }
-        let writes = dirty.iter().filter_map(|proxy| {
-            let insight = known.get(proxy)?.clone();
-            Some(write(&store, proxy, insight))
-        });
-        futures_util::stream::iter(writes).for_each_concurrent(TOGETHER, |write| write).await;
+        self.write(&dirty).await;
         for proxy in gone {
             let key = ResourceKey::new(DataplaneInsight::DESCRIPTOR, &proxy.mesh, &proxy.name);
-            if let Err(error) = store.delete(&key, None).await
+            if let Err(error) = self.store.delete(&key, None).await
                 && !matches!(error, StoreError::NotFound(_))
             {
                 tracing::error!("can't remove {key}: {error}");
             }
         }
-        // What is offline and written need not be remembered.
-        known.retain(|_, insight| is_online(insight));
+        self.forget();
     }
+
+    fn insight(&mut self, proxy: &ProxyKey) -> &mut DataplaneInsight {
+        self.known.entry(proxy.clone()).or_insert_with(|| load(&self.world, proxy))
+    }
+
+    /// A later stream's tally takes the place of an earlier one's, whose last counts must not be lost.
+    fn wait(&mut self, proxy: ProxyKey, tally: Arc<Tally>) {
+        if self.waiting.tallies.contains_key(&proxy) {
+            self.count(&proxy);
+        } else {
+            self.waiting.order.push_back(proxy.clone());
+        }
+        self.waiting.tallies.insert(proxy, tally);
+    }
+
+    /// Takes a proxy's counts into its insight, without a write. It keeps its turn, so that they are written.
+    fn count(&mut self, proxy: &ProxyKey) {
+        if let Some(tally) = self.waiting.tallies.get(proxy) {
+            let taken = tally.take();
+            progress(self.insight(proxy), taken);
+        }
+    }
+
+    /// Writes the progress of those who have waited longest.
+    async fn turn(&mut self) {
+        let turns = self.waiting.order.len().min(TURNS);
+        let mut dirty = HashSet::new();
+        for proxy in self.waiting.order.drain(..turns).collect::<Vec<_>>() {
+            self.count(&proxy);
+            // Whoever was deregistered meanwhile has none, and nothing is written of a proxy that never connected.
+            let was_connected = self.known.get(&proxy).is_some_and(|it| !it.subscriptions.is_empty());
+            if self.waiting.tallies.remove(&proxy).is_some() && was_connected {
+                dirty.insert(proxy);
+            }
+        }
+        self.write(&dirty).await;
+        self.forget();
+    }
+
+    async fn write(&self, dirty: &HashSet<ProxyKey>) {
+        let writes = dirty.iter().filter_map(|proxy| {
+            let insight = self.known.get(proxy)?.clone();
+            Some(write(&self.store, proxy, insight))
+        });
+        futures_util::stream::iter(writes).for_each_concurrent(TOGETHER, |write| write).await;
+    }
+
+    /// What is offline and written need not be remembered.
+    fn forget(&mut self) {
+        let waiting = &self.waiting.tallies;
+        self.known.retain(|proxy, insight| is_online(insight) || waiting.contains_key(proxy));
+    }
+}
+
+/// Adds what a stream has done to the counts of the present connection, and replaces how far Envoy has come.
+fn progress(insight: &mut DataplaneInsight, taken: Taken) {
+    insight.envoy_disconnected = taken.no_envoy;
+    insight.sync = taken
+        .sync
+        .into_iter()
+        .map(|(kind, sync)| TypeSync { type_url: kind.as_str().to_owned(), ..sync })
+        .collect();
+    insight.sync.retain(|sync| sync.total > 0);
+    let Some(last) = insight.subscriptions.last_mut() else { return };
+    let status = last.status.get_or_insert_with(SubscriptionStatus::default);
+    status.last_update_time =
+        taken.last_update.and_then(|at| at.format(&Rfc3339).ok()).or(status.last_update_time.take());
+    for (kind, counts) in taken.counts {
+        let own = match kind {
+            TypeUrl::Cluster => Some(&mut status.cds),
+            TypeUrl::Endpoint => Some(&mut status.eds),
+            TypeUrl::Listener => Some(&mut status.lds),
+            TypeUrl::Route => Some(&mut status.rds),
+            // These end at the agent: no Envoy answers them.
+            TypeUrl::Name | TypeUrl::Identity => continue,
+            _ => None,
+        };
+        add(&mut status.total, counts);
+        if let Some(own) = own {
+            add(own, counts);
+        }
+    }
+}
+
+fn add(sum: &mut Option<ResponseCounts>, counts: Counts) {
+    let sum = sum.get_or_insert_with(ResponseCounts::default);
+    sum.responses_sent.0 += counts.sent;
+    sum.responses_acknowledged.0 += counts.acknowledged;
+    sum.responses_rejected.0 += counts.rejected;
 }
 
 fn load(world: &World, proxy: &ProxyKey) -> DataplaneInsight {
@@ -244,7 +386,7 @@ fn change(insight: &mut DataplaneInsight, event: Event, instance_id: &str) -> bo
             mtls.issued_backend = secret_name;
             true
         }
-        Event::Gone => false,
+        Event::Progress(_) | Event::Gone => false,
     }
 }
 

@@ -9,6 +9,8 @@ use ursa_engine::ProxyKey;
 #[derive(Debug, Default)]
 pub struct Registry {
     owners: Mutex<HashMap<ProxyKey, Owner>>,
+    /// Open sessions, by node.
+    sessions: Mutex<HashMap<String, u32>>,
 }
 
 #[derive(Debug)]
@@ -102,6 +104,53 @@ impl Registry {
         expired
     }
 
+    /// Forgets and returns everything of a node.
+    pub(super) fn expel(&self, node: &str) -> Vec<ProxyKey> {
+        let mut expelled = Vec::new();
+        self.lock().retain(|proxy, owner| {
+            let gone = owner.node == node;
+            if gone {
+                expelled.push(proxy.clone());
+            }
+            !gone
+        });
+        expelled
+    }
+
+    /// The Dataplanes of a node, in order.
+    pub fn dataplanes_of(&self, node: &str) -> Vec<ProxyKey> {
+        let mut all: Vec<_> = self
+            .lock()
+            .iter()
+            .filter(|(_, owner)| owner.node == node)
+            .map(|(proxy, _)| proxy.clone())
+            .collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// A node opened a session.
+    pub(super) fn opened(&self, node: &str) {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        *sessions.entry(node.to_owned()).or_default() += 1;
+    }
+
+    /// A node's session ended.
+    pub(super) fn closed(&self, node: &str) {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = sessions.get_mut(node) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                sessions.remove(node);
+            }
+        }
+    }
+
+    /// Whether a node has an open session here.
+    pub fn is_connected(&self, node: &str) -> bool {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).contains_key(node)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<ProxyKey, Owner>> {
         self.owners.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -147,6 +196,16 @@ mod tests {
         assert_eq!(registry.vouched_by_token("default", "web-1", None), None);
         assert_eq!(registry.claim(&proxy(), "a", 2, None), Ok(()));
         assert_eq!(registry.vouched_by_token("default", "web-1", Some("web")), None);
+    }
+
+    #[test]
+    fn an_expelled_node_has_nothing_left() {
+        let registry = Registry::default();
+        assert_eq!(registry.claim(&proxy(), "a", 1, None), Ok(()));
+        assert_eq!(registry.dataplanes_of("a"), [proxy()]);
+        assert!(registry.expel("b").is_empty());
+        assert_eq!(registry.expel("a"), [proxy()]);
+        assert!(!registry.owns("a", "default", "web-1"));
     }
 
     #[test]

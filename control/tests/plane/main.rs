@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
+mod insight;
 mod keys;
 mod misuse;
 mod nodes;

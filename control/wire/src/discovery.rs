@@ -57,16 +57,41 @@ pub struct ErrorDetail {
     pub message: String,
 }
 
-/// One resource that Envoy refused, as an agent reports it inside [`ErrorDetail::message`].
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// One resource that was refused: by Envoy in [`Applied::refused`], by the agent in [`ErrorDetail::message`].
+#[derive(Clone, PartialEq, Eq, Message, serde::Serialize, serde::Deserialize)]
 pub struct Rejection {
     /// The resource's name.
+    #[prost(string, tag = "1")]
     pub name: String,
     /// The version that was refused.
+    #[prost(string, tag = "2")]
     #[serde(default)]
     pub version: String,
-    /// Envoy's words.
+    /// In the words of whoever refused it.
+    #[prost(string, tag = "3")]
     pub message: String,
+}
+
+/// What Envoy has made of one type's resources; only agents say this.
+///
+/// An agent acknowledges a response as soon as it has stored it, so that control never waits for an Envoy that
+/// is slow or dead. What Envoy acknowledged stands here, as exceptions: of everything up to and including
+/// `through`, Envoy runs the newest version except where `pending` or `refused` say otherwise. Each one replaces
+/// the former.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Applied {
+    /// The nonce of the newest response that is taken into account; empty: what was held when the stream opened.
+    #[prost(string, tag = "1")]
+    pub through: String,
+    /// Names whose newest version Envoy has not answered yet.
+    #[prost(string, repeated, tag = "2")]
+    pub pending: Vec<String>,
+    /// What Envoy refused, in its words; it keeps the version before, if it had one.
+    #[prost(message, repeated, tag = "3")]
+    pub refused: Vec<Rejection>,
+    /// No Envoy is connected to the agent: everything that isn't refused is pending.
+    #[prost(bool, tag = "4")]
+    pub no_envoy: bool,
 }
 
 impl Rejection {
@@ -107,6 +132,9 @@ pub struct DeltaDiscoveryRequest {
     /// Present when the response is refused.
     #[prost(message, optional, tag = "7")]
     pub error_detail: Option<ErrorDetail>,
+    /// What Envoy has made of this type so far. Ours, far away from Envoy's fields; with or without a nonce.
+    #[prost(message, optional, tag = "1001")]
+    pub applied: Option<Applied>,
 }
 
 /// Which control plane answers.

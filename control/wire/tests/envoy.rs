@@ -84,6 +84,7 @@ fn requests_are_envoys() {
             initial_resource_versions: versions,
             response_nonce: "3".into(),
             error_detail: Some(ErrorDetail { code: 13, message: "no".into() }),
+            applied: None,
         }
     );
     assert_eq!(envoy::DeltaDiscoveryRequest::decode(ours.encode_to_vec().as_slice()).unwrap(), theirs);

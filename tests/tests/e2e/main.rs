@@ -17,5 +17,6 @@ mod operator;
 mod plaintext;
 mod policy_change;
 mod rejected;
+mod revoked;
 mod sockets;
 mod tokens;

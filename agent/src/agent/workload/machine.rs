@@ -581,20 +581,14 @@ impl Life {
 
     /// Tells control what belongs into the Dataplane's insight.
     fn report(&mut self) {
-        let status = self.status.borrow();
         let envoy = self.facts.envoy.as_ref().and_then(|envoy| envoy.version.clone());
         let json = serde_json::json!({
             "version": {
-                "ursaAgent": { "version": env!("CARGO_PKG_VERSION") },
+                "kumaDp": { "version": env!("CARGO_PKG_VERSION") },
                 "envoy": { "version": envoy },
             },
-            "state": status.state,
-            "error": status.error,
-            "certificate": status.certificate,
-            "secrets": self.cache.accepted(Kind::Secret),
         })
         .to_string();
-        drop(status);
         if json != self.reported {
             self.shared.session.report(&self.spec.mesh, &self.spec.name, json.clone());
             self.reported = json;

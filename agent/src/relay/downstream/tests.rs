@@ -353,3 +353,107 @@ fn the_agents_own_secret_is_out_of_controls_reach() {
     assert!(table.cache.good().is_empty(), "its key is not kept with the relayed configuration");
     assert!(table.cache.held_versions(Kind::Secret).is_empty());
 }
+
+/// What control is told of one type: `-` without an Envoy, then what is pending and `!` what is refused.
+fn told(table: &Table, kind: Kind) -> String {
+    let unapplied = table.cache.unapplied(kind);
+    let mut words: Vec<String> = unapplied.no_envoy.then(|| "-".to_owned()).into_iter().collect();
+    words.extend(unapplied.pending);
+    words.extend(
+        unapplied.refused.into_iter().map(|refused| format!("!{}@{}", refused.name, refused.version)),
+    );
+    words.join(" ")
+}
+
+#[test]
+fn control_is_told_what_envoy_acknowledged_and_not_what_is_stored() {
+    let mut table = Table::new();
+    table.control(Kind::Cluster, &[("c", "1"), ("d", "1")], &[]);
+    table.synced();
+    assert_eq!(told(&table, Kind::Cluster), "-");
+    table.subscribe(Kind::Cluster, &[]);
+    assert_eq!(told(&table, Kind::Cluster), "c d");
+    table.expect_and_ack(&["clusters +c@1 +d@1"]);
+    assert_eq!(told(&table, Kind::Cluster), "");
+    table.control(Kind::Cluster, &[("c", "2")], &[]);
+    assert_eq!(told(&table, Kind::Cluster), "c");
+    table.expect_and_ack(&["clusters +c@2"]);
+    assert_eq!(told(&table, Kind::Cluster), "");
+    // Envoy dies: whatever it ran, nothing runs now.
+    table.stream.close(&table.cache);
+    assert_eq!(told(&table, Kind::Cluster), "-");
+    // An Envoy that lived on through an agent's restart says what it has.
+    table.stream = Downstream::new();
+    table.request(Kind::Cluster, |request| {
+        request.initial_versions =
+            [("c".to_owned(), "2".to_owned()), ("d".to_owned(), "0".to_owned())].into();
+    });
+    assert_eq!(told(&table, Kind::Cluster), "d");
+}
+
+#[test]
+fn an_older_envoys_end_and_acknowledgements_say_nothing_about_the_newer() {
+    let mut table = Table::new();
+    table.control(Kind::Cluster, &[("c", "1")], &[]);
+    table.synced();
+    table.subscribe(Kind::Cluster, &[]);
+    let response = table.expect(&["clusters +c@1"]).remove(0);
+    let mut older = std::mem::take(&mut table.stream);
+    table.subscribe(Kind::Cluster, &[]);
+    let ack = Request {
+        type_url: Kind::Cluster.type_url().to_owned(),
+        nonce: response.nonce,
+        ..Request::default()
+    };
+    older.on_request(&ack, &table.cache);
+    assert_eq!(told(&table, Kind::Cluster), "c");
+    older.close(&table.cache);
+    table.expect_and_ack(&["clusters +c@1"]);
+    assert_eq!(told(&table, Kind::Cluster), "");
+}
+
+#[test]
+fn what_envoy_does_not_ask_for_waits_for_nobody() {
+    let mut table = Table::new();
+    table.control(Kind::Cluster, &[("c", "1")], &[]);
+    table.control(Kind::Secret, &[("s", "1"), ("t", "1")], &[]);
+    table.synced();
+    table.subscribe(Kind::Cluster, &[]);
+    table.subscribe(Kind::Listener, &["*"]);
+    table.subscribe(Kind::Secret, &["s"]);
+    let sent = table.expect(&["clusters +c@1", "secrets +s@1"]);
+    assert_eq!(told(&table, Kind::Secret), "s t");
+    for response in &sent {
+        table.ack(response);
+    }
+    table.expect_and_ack(&["listeners"]);
+    table.expect(&[]);
+    assert_eq!(told(&table, Kind::Secret), "");
+}
+
+#[test]
+fn a_refusal_stands_for_a_new_envoy_and_ends_with_the_next_version() {
+    let mut table = Table::new();
+    table.control(Kind::Listener, &[("l", "1")], &[]);
+    table.synced();
+    table.subscribe(Kind::Cluster, &[]);
+    table.expect_and_ack(&["clusters"]);
+    table.subscribe(Kind::Listener, &["*"]);
+    table.expect_and_ack(&["listeners +l@1"]);
+    table.control(Kind::Listener, &[("l", "2")], &[]);
+    let bad = table.expect(&["listeners +l@2"]).remove(0);
+    table.nack(&bad, "no such filter");
+    assert_eq!(told(&table, Kind::Listener), "!l@2");
+    table.stream.close(&table.cache);
+    assert_eq!(told(&table, Kind::Listener), "- !l@2");
+    // A new Envoy gets the last good version.
+    table.stream = Downstream::new();
+    table.subscribe(Kind::Cluster, &[]);
+    table.expect_and_ack(&["clusters"]);
+    table.subscribe(Kind::Listener, &["*"]);
+    table.expect_and_ack(&["listeners +l@1"]);
+    assert_eq!(told(&table, Kind::Listener), "!l@2");
+    table.control(Kind::Listener, &[("l", "3")], &[]);
+    table.expect_and_ack(&["listeners +l@3"]);
+    assert_eq!(told(&table, Kind::Listener), "");
+}
