@@ -7,7 +7,7 @@ CORPUS ?= ../shared/corpus
 export URSA_ENVOY := $(TARGET)/envoy/envoy
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: help man build envoy lint deny unit e2e conformance test demo soak bench clean
+.PHONY: help man build envoy lint deny unit e2e conformance test demo soak bench fuzz clean
 
 help:
 	@echo 'make demo [KEEP=1]  the main job end to end on real parts, in namespaces of its own (root)'
@@ -15,6 +15,7 @@ help:
 	@echo 'make soak           50 rounds of kill -9 with traffic flowing, then 100,000 resources (root)'
 	@echo 'make man            manual pages and completion scripts of every program'
 	@echo 'make bench          speed and size beside a bare server, release builds; rewrites docs/performance.md (root)'
+	@echo 'make fuzz [SECONDS=30]  every fuzz target for that long; wants g++'
 	@echo 'make build | envoy | lint | deny | unit | e2e | conformance | clean'
 
 build:
@@ -69,6 +70,8 @@ soak: envoy build
 bench: envoy
 	cargo build --release --workspace --bins
 	$(TARGET)/release/bench --output docs/performance.md $(BENCH)
+fuzz:
+	@scripts/fuzz.sh $(or $(SECONDS),30)
 
 clean:
 	cargo clean

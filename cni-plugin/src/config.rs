@@ -15,8 +15,9 @@ pub(crate) const INJECTION: &str = "kuma.io/sidecar-injection";
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 const EXCLUDE_INBOUND: &str = "traffic.kuma.io/exclude-inbound-ports";
 const EXCLUDE_OUTBOUND: &str = "traffic.kuma.io/exclude-outbound-ports";
-/// The proxy's user where the configuration names none.
-const PROXY_UID: u32 = 5678;
+/// The group of every proxy, which the redirect exempts where the configuration names nobody: the agent gives each
+/// pod's proxy a user of its own.
+const PROXY_GID: u32 = 5678;
 
 /// What the runtime writes to standard input.
 #[derive(Debug, Deserialize)]
@@ -123,7 +124,7 @@ impl NetConf {
             )
         })?;
         if intent.proxy_uids.is_empty() && intent.proxy_gids.is_empty() && intent.proxy_mark.is_none() {
-            intent.proxy_uids.push(PROXY_UID);
+            intent.proxy_gids.push(PROXY_GID);
         }
         let annotations = self.pod_annotations();
         let add = |name: &str, target: &mut Vec<Ports>| match annotations.get(name).map(|t| ports(t)) {
@@ -204,6 +205,6 @@ mod tests {
         .unwrap();
         let intent = conf.intent().unwrap();
         assert_eq!(intent.outbound.exclude_ports.len(), 3);
-        assert_eq!(intent.proxy_uids, [PROXY_UID]);
+        assert_eq!((intent.proxy_uids.len(), intent.proxy_gids), (0, vec![PROXY_GID]));
     }
 }

@@ -23,12 +23,12 @@ ursa-cni: the CNI plugin of Ursa (CNI 0.3.0 to 1.1.0). The container runtime sta
     {\"type\": \"bridge\", \"bridge\": \"cni0\", \"ipam\": {\"type\": \"host-local\", \"subnet\": \"10.9.0.0/16\"}},
     {\"type\": \"ursa-cni\",
      \"capabilities\": {\"io.kubernetes.cri.pod-annotations\": true},
-     \"excludeNamespaces\": [\"kube-system\"],
-     \"redirect\": {\"proxyUids\": [5678]}}]}
+     \"excludeNamespaces\": [\"kube-system\"]}]}
 
 A pod is meshed when its annotation kuma.io/sidecar-injection is `enabled`; `annotations` and `labels` in the
 plugin's configuration apply to every pod of the network, and the pod's own win.
-Other keys: runDir (/run/ursa; where agent.sock is), redirect (see `ursa-init --help`), workload (for the agent).
+Other keys: runDir (/run/ursa; where agent.sock is), redirect (see `ursa-init --help`; by default group 5678 is exempt, and
+each proxy has a user of its own), workload (for the agent).
 
 By hand: CNI_COMMAND=VERSION ursa-cni < /dev/null
 ";

@@ -21,7 +21,7 @@ use super::control::{Control, chain};
 use super::session::{ConnectionState, Session};
 use super::status::AgentStatus;
 use super::supervisor::Supervisor;
-use super::workload::{Origin, WorkloadSpec};
+use super::workload::{Origin, POD_UIDS, WorkloadSpec};
 use crate::shim::peer;
 
 /// No request is longer; a Dataplane with all its labels fits well.
@@ -116,9 +116,11 @@ impl CniAdd {
             return Err("field `container_id` is missing".to_owned());
         }
         let mut dataplane = self.dataplane()?;
-        // The redirect exempts this user, so shim and Envoy must run as it.
-        let uid = self.config.redirect.as_ref().and_then(|intent| intent.proxy_uids.first().copied());
-        dataplane["ursa"] = json!({ "netns": self.netns, "proxyUid": uid });
+        // The redirect exempts this user or group, so shim and Envoy must run as it.
+        let redirect = self.config.redirect.unwrap_or_default();
+        let uid = redirect.proxy_uids.first().copied().unwrap_or(*POD_UIDS.start());
+        let gid = redirect.proxy_gids.first().copied();
+        dataplane["ursa"] = json!({ "netns": self.netns, "proxyUid": uid, "proxyGid": gid });
         let mut spec = WorkloadSpec::from_value(dataplane, Origin::Cni(self.container_id), config)
             .map_err(|error| error.to_string())?;
         spec.redirect = None;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::control::chain;
 use super::status::{BrokenFile, Phase, WorkloadStatus};
-use super::workload::{Machine, Origin, Shared, WorkloadFiles, WorkloadSpec};
+use super::workload::{Machine, Origin, POD_UIDS, Shared, WorkloadFiles, WorkloadSpec};
 use crate::relay::write_atomic;
 
 /// Commands that wait; each caller waits for its answer.
@@ -209,6 +209,8 @@ impl Task {
                 desired.entry(spec.id()).or_insert_with(|| spec.clone());
             }
         }
+        let settled = |id: &str, uid: u32| former.iter().any(|spec| spec.uid == uid && spec.id() == id);
+        refuse_shared_users(&mut desired, settled, &mut scan.broken);
         for broken in &scan.broken {
             if !self.broken.contains(broken) {
                 tracing::error!(path = %broken.path, error = %broken.error, former_version_runs = broken.running,
@@ -322,10 +324,35 @@ impl Task {
         }
     }
 
-    fn add(&mut self, spec: WorkloadSpec) -> Answer {
+    /// The user of a pod's proxy: the one it had, the one that the plugin's configuration names, or a free one.
+    fn user_of(&self, container: &str, spec: &WorkloadSpec) -> Result<u32, String> {
+        if let Some(former) = self.cni.get(container) {
+            return Ok(former.uid);
+        }
+        let pods = self.cni.values().map(|pod| (pod.uid, pod.id()));
+        let taken: BTreeMap<u32, String> =
+            pods.chain(self.machines.iter().map(|(id, running)| (running.spec.uid, id.clone()))).collect();
+        if POD_UIDS.contains(&spec.uid) {
+            return POD_UIDS
+                .into_iter()
+                .find(|uid| !taken.contains_key(uid))
+                .ok_or_else(|| "no user is free for its proxy: too many pods".to_owned());
+        }
+        match taken.get(&spec.uid) {
+            None => Ok(spec.uid),
+            Some(other) => Err(format!(
+                "{} is the user of {other}'s proxy already, and with one user each could take the other's key; take \
+                 proxyUids out of the plugin's redirect, and each proxy gets a user of its own",
+                spec.uid
+            )),
+        }
+    }
+
+    fn add(&mut self, mut spec: WorkloadSpec) -> Answer {
         let Origin::Cni(container) = spec.origin.clone() else {
             return Err("only CNI adds workloads; a file is put into the workloads directory".to_owned());
         };
+        spec.uid = self.user_of(&container, &spec)?;
         let id = spec.id();
         if self.leaving.contains_key(&id) {
             return Err(format!("the former {} is still draining; try again", spec.node_id()));
@@ -347,8 +374,61 @@ impl Task {
     }
 }
 
+/// Of those who share a user, keeps the one that already runs, or else the first.
+fn refuse_shared_users(
+    desired: &mut BTreeMap<String, WorkloadSpec>,
+    settled: impl Fn(&str, u32) -> bool,
+    broken: &mut Vec<BrokenFile>,
+) {
+    let mut order: Vec<(String, u32)> = desired.iter().map(|(id, spec)| (id.clone(), spec.uid)).collect();
+    order.sort_by_key(|(id, uid)| !settled(id, *uid));
+    let mut users: BTreeMap<u32, String> = BTreeMap::new();
+    for (id, uid) in order {
+        let Some(other) = users.get(&uid) else {
+            users.insert(uid, id);
+            continue;
+        };
+        let error = format!(
+            "ursa.proxyUid: {uid} is the user of {other}'s proxy already, and with one user each could take the \
+             other's key; name a user of its own"
+        );
+        if let Some(WorkloadSpec { origin: Origin::File(path), .. }) = desired.remove(&id) {
+            broken.push(BrokenFile { path, error, running: false });
+        }
+    }
+}
+
 fn persist(dir: &Path, spec: &WorkloadSpec) -> std::io::Result<()> {
     fs::create_dir_all(dir)?;
     let text = serde_json::to_vec_pretty(spec).map_err(std::io::Error::other)?;
     write_atomic(&dir.join(SPEC_FILE), &text, 0o600, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::config::AgentConfig;
+
+    fn workload(name: &str, uid: u32) -> (String, WorkloadSpec) {
+        let text = format!(
+            "type: Dataplane\nmesh: default\nname: {name}\nnetworking: {{address: 10.0.0.1, inbound: [{{port: 80}}]}}\n\
+             ursa: {{proxyUid: {uid}}}\n"
+        );
+        let origin = Origin::File(format!("/w/{name}.yaml"));
+        let spec = WorkloadSpec::from_yaml(&text, origin, &AgentConfig::default()).unwrap();
+        (spec.id(), spec)
+    }
+
+    #[test]
+    fn of_two_proxies_with_one_user_the_running_one_stays() {
+        for (running, refused) in [("default.a", "/w/b.yaml"), ("default.b", "/w/a.yaml")] {
+            let mut desired = BTreeMap::from([workload("a", 7), workload("b", 7), workload("c", 8)]);
+            let mut broken = Vec::new();
+            refuse_shared_users(&mut desired, |id, _| id == running, &mut broken);
+            assert_eq!(desired.keys().map(String::as_str).collect::<Vec<_>>(), [running, "default.c"]);
+            assert_eq!(broken.len(), 1);
+            assert_eq!(broken[0].path, refused);
+            assert!(broken[0].error.contains("user of its own"), "{}", broken[0].error);
+        }
+    }
 }

@@ -11,4 +11,4 @@ mod spec;
 pub use files::{Scan, WorkloadFiles};
 pub use inspect::inspect;
 pub use machine::{Machine, Shared};
-pub use spec::{Origin, SpecError, WorkloadSpec, id_of};
+pub use spec::{Origin, POD_UIDS, SpecError, WorkloadSpec, id_of};

@@ -133,7 +133,7 @@ fn a_pod_comes_and_goes_in_every_version(#[case] version: &str) {
     assert_eq!(request["ips"], json!(["10.77.0.1", "fd77::1"]));
     assert_eq!(request["args"]["K8S_POD_NAME"], "web-0");
     assert_eq!(request["config"]["workload"]["name"], "web");
-    assert_eq!(request["config"]["redirect"]["proxyUids"], json!([5678]));
+    assert_eq!(request["config"]["redirect"]["proxyGids"], json!([5678]), "each proxy has a user of its own");
     assert_eq!(request["annotations"]["kuma.io/sidecar-injection"], "enabled");
 
     assert_eq!(verb("CHECK", path(&pod), &config).code, 0);

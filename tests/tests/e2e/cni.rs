@@ -1,6 +1,7 @@
 //! A pod enters the mesh by CNI ADD and leaves it by CNI DEL, with the real agent and the real Envoy.
 
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -20,7 +21,6 @@ fn call(lab: &Lab, node: &Node, pod: &Host, verb: &str, injection: &str) -> Resu
     let config = json!({
         "cniVersion": "1.0.0", "name": "pods", "type": "ursa-cni", "runDir": node.run_dir(),
         "workload": {"name": "web"},
-        "redirect": {"proxyUids": [5678]},
         "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"kuma.io/sidecar-injection": injection}},
         "prevResult": previous,
     });
@@ -71,7 +71,10 @@ fn a_pod_appears_by_add_and_disappears_by_del() {
 
     let pod = lab.net.host("web").unwrap();
     call(&lab, &node, &pod, "ADD", "enabled").unwrap();
-    assert_eq!(pod.running("envoy").len(), 1, "ADD returns with a live Envoy in the pod");
+    let envoys = pod.running("envoy");
+    assert_eq!(envoys.len(), 1, "ADD returns with a live Envoy in the pod");
+    let owner = std::fs::metadata(format!("/proc/{}", envoys[0])).unwrap().uid();
+    assert!(owner >= 1_900_000_000, "uid {owner} is shared with other pods' proxies");
     call(&lab, &node, &pod, "CHECK", "enabled").unwrap();
     let mut client = Client::start(&lab, &pod).unwrap();
     until(&mut client, URL, "the pod's request to succeed", Answer::ok).unwrap();

@@ -1,5 +1,6 @@
 //! What a workload is: its Dataplane, and how it lives on this machine.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,10 @@ use crate::relay::hex;
 const LOCAL: &str = "ursa";
 /// Socket paths hold 107 bytes, and the run directory needs most of them.
 const ID_LENGTH: usize = 40;
+
+/// The users of the proxies of pods, from which the supervisor gives each one of its own: above what systemd's
+/// UIDS-GIDS assigns to anybody, and below its foreign range.
+pub const POD_UIDS: RangeInclusive<u32> = 1_900_000_000..=1_900_065_535;
 
 /// A text describes no workload.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +95,7 @@ pub struct WorkloadSpec {
     pub dataplane: Value,
     /// Its network namespace; the agent's own when absent.
     pub netns: Option<PathBuf>,
-    /// User of shim and Envoy.
+    /// User of shim and Envoy, which no other workload has: a proxy of the same user could take its key.
     pub uid: u32,
     /// Group of shim and Envoy.
     pub gid: u32,
