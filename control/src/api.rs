@@ -8,6 +8,7 @@ mod auth;
 mod cors;
 mod crud;
 mod error;
+mod inspect;
 mod issue;
 mod kri;
 mod kubernetes;
@@ -143,6 +144,9 @@ pub fn router(state: ApiState) -> Router {
         .route("/tokens/zone", post(issue::zone_token))
         .route("/tokens/user", post(issue::user_token))
         .route("/tickets", post(issue::ticket))
+        .route("/meshes/{mesh}/dataplanes/{name}/xds", get(inspect::xds))
+        .route("/meshes/{mesh}/dataplanes/{name}/stats", get(inspect::stats))
+        .route("/meshes/{mesh}/dataplanes/{name}/clusters", get(inspect::clusters))
         .route("/nodes", get(nodes::list))
         .route("/nodes/{node}", get(nodes::get))
         .route("/nodes/{node}/_revoke", post(nodes::revoke))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use time::{Duration, OffsetDateTime};
 use tokio::net::TcpListener;
-use ursa_engine::EngineConfig;
+use ursa_engine::{EngineConfig, ProxyKey};
 use ursa_wire::ticket::Ticket;
 
 use crate::ControlPlane;
@@ -22,7 +22,7 @@ use crate::identity::service::IdentityService;
 use crate::identity::tickets::TicketRequest;
 use crate::identity::workload::WorkloadIssuer;
 use crate::identity::{ControlIdentity, IdentityError, tls};
-use crate::session::{self, Insights, Registry, SessionService, Sessions};
+use crate::session::{self, AskError, Insights, Registry, Requests, SessionService, Sessions};
 use crate::world::{self, World};
 
 /// How long clients have to end their connections on shutdown.
@@ -67,6 +67,24 @@ impl Rooms {
             self.sessions.expel(&node.id);
         }
         Ok(Some(node))
+    }
+
+    /// Whether a node has an open session.
+    pub fn is_connected(&self, node: &str) -> bool {
+        self.sessions.requests.is_connected(node)
+    }
+
+    /// Asks the agent of a Dataplane for something that its Envoy knows.
+    pub async fn ask(
+        &self,
+        mesh: &str,
+        name: &str,
+        kind: &str,
+        parameters: &serde_json::Value,
+    ) -> Result<serde_json::Value, AskError> {
+        let proxy = ProxyKey { mesh: mesh.to_owned(), name: name.to_owned() };
+        let node = self.registry.owner(&proxy).ok_or(AskError::NotConnected)?;
+        self.sessions.requests.ask(&node, kind, parameters).await
     }
 
     /// Makes a join ticket that leads to this control plane.
@@ -158,6 +176,7 @@ pub async fn start(control: &ControlPlane, listeners: Listeners) -> anyhow::Resu
         store: store.clone(),
         world: world.clone(),
         registry: Arc::clone(&registry),
+        requests: Requests::default(),
         insights: insights.clone(),
         labels: control.label_context(),
         tokens: control.tokens.clone(),

@@ -8,6 +8,7 @@
 mod insights;
 mod registration;
 mod registry;
+mod requests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +27,7 @@ use ursa_wire::session::{
 
 pub use insights::{InsightTask, Insights, run as run_insights};
 pub use registry::{Registry, Vouched};
+pub use requests::{AskError, Requests};
 
 use crate::diagnostics::Metrics;
 use crate::identity::ControlIdentity;
@@ -48,6 +50,8 @@ pub struct Sessions {
     pub world: World,
     /// Who owns which Dataplane.
     pub registry: Arc<Registry>,
+    /// Questions to nodes.
+    pub requests: Requests,
     /// What is known of proxies at run time.
     pub insights: Insights,
     /// For computing labels.
@@ -115,7 +119,7 @@ impl Open {
     async fn serve(self, mut messages: Streaming<NodeMessage>) {
         tracing::info!(node = self.node.id, name = self.node.name, "a node's session opened");
         self.shared.metrics.session_opened();
-        self.shared.registry.opened(&self.node.id);
+        self.shared.requests.opened(&self.node.id, self.number, self.sender.clone());
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,
@@ -126,7 +130,7 @@ impl Open {
                 () = self.shared.shutdown.cancelled() => {
                     let _ = self.sender.try_send(Err(Status::unavailable("the control plane is shutting down")));
                     self.shared.metrics.session_closed();
-                    self.shared.registry.closed(&self.node.id);
+                    self.shared.requests.closed(&self.node.id, self.number);
                     return;
                 }
             };
@@ -140,7 +144,7 @@ impl Open {
             }
         }
         self.shared.metrics.session_closed();
-        self.shared.registry.closed(&self.node.id);
+        self.shared.requests.closed(&self.node.id, self.number);
         if self.revoked.is_cancelled() {
             tracing::warn!(node = self.node.id, name = self.node.name, "ended a revoked node's session");
             self.shared.expel(&self.node.id);
@@ -185,8 +189,10 @@ impl Open {
             }
             Some(NodeEvent::Deregister(proxy)) => self.deregister(proxy).await,
             Some(NodeEvent::Status(status)) => self.status(&status),
-            // Nothing asks nodes for anything yet.
-            Some(NodeEvent::Reply(_)) | None => {}
+            Some(NodeEvent::Reply(reply)) => {
+                self.shared.requests.replied(&self.node.id, reply.id, &reply.json);
+            }
+            None => {}
         }
     }
 

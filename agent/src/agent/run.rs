@@ -108,6 +108,6 @@ impl Inspector for AdminSockets {
         let id = super::workload::id_of(&text("mesh"), &text("name"));
         let socket = self.launcher.dir(&id).join(ADMIN_SOCKET);
         let kind = kind.to_owned();
-        async move { inspect(&socket, &kind).await }.boxed()
+        async move { inspect(&socket, &kind, &parameters).await }.boxed()
     }
 }

@@ -299,7 +299,7 @@ impl Task {
                 let replies = self.replies.clone();
                 tokio::spawn(async move {
                     let json = match work.await {
-                        Ok(value) => value,
+                        Ok(value) => serde_json::json!({ "result": value }),
                         Err(error) => serde_json::json!({ "error": error }),
                     };
                     // Control asks again if the session ended meanwhile.

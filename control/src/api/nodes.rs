@@ -118,7 +118,7 @@ fn show(rooms: &Rooms, node: &NodeRecord) -> Value {
         "name": node.name,
         "grant": { "mesh": node.grant.mesh, "workloads": node.grant.workloads },
         "certificateExpirationTime": time(node.not_after),
-        "online": rooms.registry.is_connected(&node.id),
+        "online": rooms.is_connected(&node.id),
         "revoked": node.revoked,
         "dataplanes": dataplanes,
     });

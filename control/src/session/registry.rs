@@ -9,8 +9,6 @@ use ursa_engine::ProxyKey;
 #[derive(Debug, Default)]
 pub struct Registry {
     owners: Mutex<HashMap<ProxyKey, Owner>>,
-    /// Open sessions, by node.
-    sessions: Mutex<HashMap<String, u32>>,
 }
 
 #[derive(Debug)]
@@ -129,26 +127,9 @@ impl Registry {
         all
     }
 
-    /// A node opened a session.
-    pub(super) fn opened(&self, node: &str) {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        *sessions.entry(node.to_owned()).or_default() += 1;
-    }
-
-    /// A node's session ended.
-    pub(super) fn closed(&self, node: &str) {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = sessions.get_mut(node) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                sessions.remove(node);
-            }
-        }
-    }
-
-    /// Whether a node has an open session here.
-    pub fn is_connected(&self, node: &str) -> bool {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).contains_key(node)
+    /// The node that has a Dataplane.
+    pub fn owner(&self, proxy: &ProxyKey) -> Option<String> {
+        self.lock().get(proxy).map(|owner| owner.node.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ProxyKey, Owner>> {

@@ -80,7 +80,7 @@ pub struct Reply {
     /// The request's id.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    /// The result, or `{"error": …}`.
+    /// `{"result": …}`, or `{"error": "…"}`.
     #[prost(string, tag = "2")]
     pub json: String,
 }
@@ -133,7 +133,7 @@ pub struct ControlRequest {
     /// `config-dump`, `stats`, `clusters`.
     #[prost(string, tag = "2")]
     pub kind: String,
-    /// Parameters: `mesh`, `name`, and what the kind needs.
+    /// Parameters: `mesh`, `name`; `includeEds` for a dump, `format` (`json`, else text) for the others.
     #[prost(string, tag = "3")]
     pub json: String,
 }

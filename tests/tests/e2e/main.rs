@@ -11,6 +11,7 @@ mod deaths;
 mod expiry;
 mod identity;
 mod impostor;
+mod inspect;
 mod journey;
 mod lab;
 mod operator;

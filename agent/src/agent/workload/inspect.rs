@@ -8,16 +8,31 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
 /// No answer of Envoy's may be larger.
-const LIMIT: usize = 32 << 20;
+const LIMIT: usize = 16 << 20;
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Asks Envoy on `socket`. `kind` is `config-dump`, `stats` or `clusters`.
-pub async fn inspect(socket: &Path, kind: &str) -> Result<serde_json::Value, String> {
-    let path = match kind {
-        "config-dump" | "xds" => "/config_dump?include_eds",
-        "stats" => "/stats?format=json",
-        "clusters" => "/clusters?format=json",
-        other => {
+/// Fields that may hold a key or a password, at any depth of a dump. Envoy hides most of them itself; what it
+/// doesn't must not leave the node either.
+const SECRET: [&str; 6] =
+    ["private_key", "password", "generic_secret", "session_ticket_keys", "pkcs12", "private_key_provider"];
+
+/// Asks Envoy on `socket`. `kind` is `config-dump` (JSON, keys removed), `stats` or `clusters` (text, or JSON if
+/// the parameter `format` says so).
+pub async fn inspect(
+    socket: &Path,
+    kind: &str,
+    parameters: &serde_json::Value,
+) -> Result<serde_json::Value, String> {
+    let json = parameters.get("format").and_then(serde_json::Value::as_str) == Some("json");
+    let eds = parameters.get("includeEds").and_then(serde_json::Value::as_bool) == Some(true);
+    let path = match (kind, json) {
+        ("config-dump", _) if eds => "/config_dump?include_eds",
+        ("config-dump", _) => "/config_dump",
+        ("stats", true) => "/stats?format=json",
+        ("stats", false) => "/stats",
+        ("clusters", true) => "/clusters?format=json",
+        ("clusters", false) => "/clusters",
+        (other, _) => {
             return Err(format!("unknown question `{other}`; config-dump, stats and clusters are known"));
         }
     };
@@ -25,7 +40,29 @@ pub async fn inspect(socket: &Path, kind: &str) -> Result<serde_json::Value, Str
         .await
         .map_err(|_| format!("Envoy gave no answer on {} within {} s", socket.display(), DEADLINE.as_secs()))?
         .map_err(|error| format!("Envoy doesn't answer on {}: {error}", socket.display()))?;
-    serde_json::from_slice(&body).map_err(|error| format!("Envoy's answer isn't JSON: {error}"))
+    if kind != "config-dump" && !json {
+        return Ok(String::from_utf8_lossy(&body).into());
+    }
+    let mut value =
+        serde_json::from_slice(&body).map_err(|error| format!("Envoy's answer isn't JSON: {error}"))?;
+    redact(&mut value);
+    Ok(value)
+}
+
+fn redact(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (name, field) in fields {
+                if SECRET.contains(&name.as_str()) {
+                    *field = "[redacted]".into();
+                } else {
+                    redact(field);
+                }
+            }
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(redact),
+        _ => {}
+    }
 }
 
 async fn get(socket: &Path, path: &str) -> Result<bytes::Bytes, Box<dyn std::error::Error + Send + Sync>> {
@@ -42,5 +79,24 @@ async fn get(socket: &Path, path: &str) -> Result<bytes::Bytes, Box<dyn std::err
     tokio::select! {
         body = &mut exchange => body,
         ended = &mut connection => { ended?; exchange.await }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_leaves_the_node() {
+        let mut dump = serde_json::json!({"configs": [{"secret": {
+            "name": "s",
+            "tls_certificate": {
+                "certificate_chain": {"inline_bytes": "Y2VydA=="},
+                "private_key": {"inline_bytes": "a2V5"},
+            },
+        }}]});
+        redact(&mut dump);
+        let text = dump.to_string();
+        assert!(!text.contains("a2V5") && text.contains("Y2VydA==") && text.contains("[redacted]"), "{text}");
     }
 }
