@@ -51,8 +51,8 @@ e2e: envoy build
 	@scripts/need-tools.sh
 	cargo test --workspace --test e2e -- --test-threads 1
 
-conformance:
-	@if [ -d '$(CORPUS)' ]; then cargo run --quiet -p ursa-tests --bin conformance -- '$(CORPUS)'; \
+conformance: build
+	@if [ -d '$(CORPUS)' ]; then $(BIN)/conformance '$(CORPUS)'; \
 	else echo 'conformance: no corpus at $(CORPUS), skipped'; fi
 
 test: lint deny unit e2e conformance
@@ -70,6 +70,7 @@ soak: envoy build
 bench: envoy
 	cargo build --release --workspace --bins
 	$(TARGET)/release/bench --output docs/performance.md $(BENCH)
+
 fuzz:
 	@scripts/fuzz.sh $(or $(SECONDS),30)
 
