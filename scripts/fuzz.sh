@@ -17,7 +17,13 @@ export PATH="$tools/bin:$PATH" CARGO_TARGET_DIR="$fuzz/build"
 for target in $(cargo fuzz list --fuzz-dir tests/fuzz); do
     echo "fuzz $target for $seconds s"
     mkdir -p "$fuzz/corpus/$target" "$fuzz/artifacts/$target"
+    log=$fuzz/$target.log
     cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none "$target" "$fuzz/corpus/$target" -- \
-        -max_total_time="$seconds" -max_len=4096 -verbosity=0 -print_final_stats=1 -artifact_prefix="$fuzz/artifacts/$target/" 2>&1 |
-        grep -v '^ *Compiling\|^stat::\(peak\|slow\|new_units\)'
+        -max_total_time="$seconds" -max_len=4096 -print_final_stats=1 \
+        -artifact_prefix="$fuzz/artifacts/$target/" >"$log" 2>&1 || {
+        tail -n 40 "$log" >&2
+        echo "fuzz: $target found something; the input is in $fuzz/artifacts/$target" >&2
+        exit 1
+    }
+    grep '^stat::number_of_executed_units' "$log"
 done
