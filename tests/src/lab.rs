@@ -27,6 +27,7 @@ pub mod soak;
 pub mod wait;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, bail};
@@ -90,6 +91,7 @@ pub struct Lab {
     pub prefix: String,
     dir: PathBuf,
     keep: bool,
+    proxies: Arc<AtomicU32>,
 }
 
 impl Lab {
@@ -108,7 +110,7 @@ impl Lab {
         let net = Network::new(&prefix).inspect_err(|_| {
             Self::remove(&prefix);
         })?;
-        Ok(Self { programs, net, prefix, dir, keep: false })
+        Ok(Self { programs, net, prefix, dir, keep: false, proxies: Arc::default() })
     }
 
     /// The folder of everything that this lab writes.

@@ -214,6 +214,11 @@ impl<'a> Demo<'a> {
                 workload.uid
             );
         }
+        ensure!(
+            web.uid != backend.uid,
+            "expected a user of its own for each Envoy; seen: both run as uid {}",
+            web.uid
+        );
         held("each Envoy runs as a user of its own, capabilities", "none");
         let client = Client::start(lab, &web.host)?;
         Ok(Self { lab, control, nodes, web, backend, stranger, client, servers })

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -15,7 +17,8 @@ use super::{Lab, wait};
 pub const ZONE: &str = "lab";
 /// The port that workloads serve.
 pub const PORT: u16 = 8080;
-/// The user of the first workload's Envoy; the following count up.
+/// The user of the first workload's Envoy; the following count up, over all nodes of a lab: its namespaces share one
+/// machine's users.
 const PROXY_UID: u32 = 5678;
 
 /// A control plane with the embedded store.
@@ -171,7 +174,8 @@ pub struct Node {
     pub config: PathBuf,
     dir: PathBuf,
     program: PathBuf,
-    proxies: u32,
+    /// How many users the lab has given away.
+    proxies: Arc<AtomicU32>,
 }
 
 /// A workload's place in the mesh.
@@ -216,7 +220,15 @@ impl Node {
         .with_context(|| format!("{name} cannot join"))?;
         let args = vec!["run".into(), "--config".into(), file.display().to_string()];
         let agent = Daemon::start("ursa-agent", &host, program.clone(), args, Vec::new(), lab.log(name))?;
-        Ok(Self { name: name.to_owned(), host, agent, config: file, dir, program, proxies: 0 })
+        Ok(Self {
+            name: name.to_owned(),
+            host,
+            agent,
+            config: file,
+            dir,
+            program,
+            proxies: lab.proxies.clone(),
+        })
     }
 
     /// Puts a workload on this node: `host` gets an Envoy of its own and its traffic is redirected.
@@ -231,8 +243,7 @@ impl Node {
         host: &Host,
         edit: impl FnOnce(&mut Value),
     ) -> anyhow::Result<Workload> {
-        let uid = PROXY_UID + self.proxies;
-        self.proxies += 1;
+        let uid = PROXY_UID + self.proxies.fetch_add(1, Ordering::Relaxed);
         let mut file = json!({
             "type": "Dataplane",
             "mesh": "default",

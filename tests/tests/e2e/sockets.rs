@@ -1,14 +1,15 @@
 //! A workload's sockets give nothing to anybody else, tried by real connections.
 
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ursa_tests::lab::mesh;
+use ursa_tests::lab::mesh::{self, Control, Node};
 use ursa_tests::lab::net::Host;
 use ursa_tests::lab::pair::{Pair, SOON};
 use ursa_tests::lab::program::Client;
+use ursa_tests::lab::{Lab, Programs};
 
 fn sockets(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -23,8 +24,8 @@ fn sockets(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// What a connection to a socket gives to this user in this namespace.
-fn intrude(pair: &Pair, host: &Host, uid: u32, path: &Path) -> String {
-    let mut command = host.command(&pair.lab.programs.path("lab-app"));
+fn intrude(lab: &Lab, host: &Host, uid: u32, path: &Path) -> String {
+    let mut command = host.command(&lab.programs.path("lab-app"));
     command.args(["connect", "--uid", &uid.to_string(), "--path"]).arg(path);
     mesh::run(&mut command, "").unwrap().trim().to_owned()
 }
@@ -32,7 +33,7 @@ fn intrude(pair: &Pair, host: &Host, uid: u32, path: &Path) -> String {
 /// Another workload's proxy and program, where they live; an ordinary program beside the workload; and its own proxy's
 /// user in another workload's place.
 fn intruders(pair: &Pair) -> Vec<(&Host, u32)> {
-    let other = pair.backend.uid + 1;
+    let other = pair.web.uid;
     vec![
         (&pair.web.host, other),
         (&pair.web.host, 65534),
@@ -50,7 +51,7 @@ fn no_other_workload_gets_into_a_workloads_sockets() {
     }
     // Envoy's own user gets in, so the tool below can tell a door from a wall.
     let xds = pair.node_b.socket_dir("backend").join("xds.sock");
-    let own = intrude(&pair, &pair.backend.host, pair.backend.uid, &xds);
+    let own = intrude(&pair.lab, &pair.backend.host, pair.backend.uid, &xds);
     assert!(own.starts_with("answered"), "{own}");
 
     let processes: Vec<i32> =
@@ -58,13 +59,13 @@ fn no_other_workload_gets_into_a_workloads_sockets() {
     assert!(processes.len() >= 2, "{processes:?}");
     for (host, uid) in intruders(&pair) {
         for path in &all {
-            let got = intrude(&pair, host, uid, path);
+            let got = intrude(&pair.lab, host, uid, path);
             assert!(got.starts_with("refused: Permission denied"), "uid {uid}: {}: {got}", path.display());
             // The same file by the root and the working folder of the processes that may open it.
             for process in &processes {
                 let by_process =
                     PathBuf::from(format!("/proc/{process}/root")).join(path.strip_prefix("/").unwrap());
-                let got = intrude(&pair, host, uid, &by_process);
+                let got = intrude(&pair.lab, host, uid, &by_process);
                 assert!(got.starts_with("refused: Permission denied"), "{}: {got}", by_process.display());
             }
         }
@@ -139,13 +140,13 @@ fn a_socket_that_was_opened_to_everybody_still_asks_who_comes() {
         open(path);
     }
     let shim_log = pair.node_b.run_dir().join("log").join("default.backend.log");
-    let other = pair.backend.uid + 1;
+    let other = pair.web.uid;
 
-    let got = intrude(&pair, &pair.web.host, other, &dir.join("xds.sock"));
+    let got = intrude(&pair.lab, &pair.web.host, other, &dir.join("xds.sock"));
     assert_eq!(got, "closed");
     pair.node_b.agent.wait_said(&["WARN", "refused a client of xds.sock", &other.to_string()], SOON).unwrap();
 
-    let got = intrude(&pair, &pair.web.host, other, &agent);
+    let got = intrude(&pair.lab, &pair.web.host, other, &agent);
     assert_eq!(got, "closed");
     pair.node_b
         .agent
@@ -154,13 +155,15 @@ fn a_socket_that_was_opened_to_everybody_still_asks_who_comes() {
 
     // The proxy's own user too has no business with these two.
     for uid in [other, pair.backend.uid] {
-        let got = intrude(&pair, &pair.web.host, uid, &dir.join("control.sock"));
+        let got = intrude(&pair.lab, &pair.web.host, uid, &dir.join("control.sock"));
         assert!(got.contains("only root and the agent may use this socket"), "{got}");
     }
-    let got = intrude(&pair, &pair.backend.host, pair.backend.uid, &agent);
+    let got = intrude(&pair.lab, &pair.backend.host, pair.backend.uid, &agent);
     assert_eq!(got, "closed");
     let log = std::fs::read_to_string(&shim_log).unwrap();
-    assert!(log.contains("refused a client of control.sock") && log.contains(&other.to_string()), "{log}");
+    let told =
+        |line: &str| line.contains("refused a client of control.sock") && line.contains(&other.to_string());
+    assert!(log.lines().any(told), "{log}");
 }
 
 #[test]
@@ -171,18 +174,8 @@ fn keys_and_certificates_are_read_by_their_own_proxy_only() {
     collect(&pair.node_b.state_dir(), &mut files);
     assert!(files.iter().any(|path| path.starts_with(&dir)), "no key of backend among {files:?}");
     assert!(files.iter().any(|path| path.ends_with("node/key.pem")), "no node key among {files:?}");
-    let reads = |uid: u32, path: &Path| {
-        let mut command = std::process::Command::new("setpriv");
-        command.args([
-            format!("--reuid={uid}"),
-            format!("--regid={uid}"),
-            "--clear-groups".into(),
-            "cat".into(),
-        ]);
-        command.arg(path).output().unwrap().status.success()
-    };
     for path in &files {
-        for uid in [pair.backend.uid + 1, 65534] {
+        for uid in [pair.web.uid, 65534] {
             assert!(!reads(uid, path), "uid {uid} reads {}", path.display());
         }
         if path.to_string_lossy().contains("/node/") {
@@ -190,6 +183,71 @@ fn keys_and_certificates_are_read_by_their_own_proxy_only() {
         }
     }
     UnixStream::connect(pair.node_b.run_dir().join("agent.sock")).expect("root is welcome");
+}
+
+/// Whether this user can read a file.
+fn reads(uid: u32, path: &Path) -> bool {
+    let mut command = std::process::Command::new("setpriv");
+    command.args([format!("--reuid={uid}"), format!("--regid={uid}"), "--clear-groups".into(), "cat".into()]);
+    command.arg(path).output().unwrap().status.success()
+}
+
+/// The narrowest place: one agent, one folder, and nothing between the two but their users.
+#[test]
+fn two_workloads_of_one_node_keep_out_of_each_others_place() {
+    let mut lab = Lab::new(&Programs::discover().unwrap()).unwrap();
+    let control = Control::start(&mut lab).unwrap();
+    let hosts = [lab.net.host("web").unwrap(), lab.net.host("backend").unwrap()];
+    let mut node = Node::join(&mut lab, "node", &control.ticket(&["web", "backend"]).unwrap()).unwrap();
+    let web = node.add("web", &hosts[0]).unwrap();
+    let backend = node.add("backend", &hosts[1]).unwrap();
+    for workload in [&web, &backend] {
+        node.wait_ready(&workload.name, SOON).unwrap();
+    }
+    for (thief, victim) in [(&web, &backend), (&backend, &web)] {
+        for envoy in thief.host.running("envoy") {
+            let owner = std::fs::metadata(format!("/proc/{envoy}")).unwrap().uid();
+            assert_eq!(owner, thief.uid, "{}'s Envoy has another user than is tried below", thief.name);
+        }
+        // Its own doors open to it.
+        let own = node.socket_dir(&thief.name).join("xds.sock");
+        let got = intrude(&lab, &thief.host, thief.uid, &own);
+        assert!(got.starts_with("answered"), "{}: {got}", thief.name);
+
+        let doors = sockets(&node.socket_dir(&victim.name));
+        for name in ["xds.sock", "control.sock", "admin.sock"] {
+            assert!(doors.iter().any(|path| path.ends_with(name)), "no {name} among {doors:?}");
+        }
+        let processes = [victim.host.running("envoy"), victim.host.running("ursa-shim")].concat();
+        assert!(processes.len() >= 2, "{processes:?}");
+        for door in doors.iter().chain([&node.run_dir().join("agent.sock")]) {
+            let within = door.strip_prefix("/").unwrap();
+            let ways =
+                processes.iter().map(|process| PathBuf::from(format!("/proc/{process}/root")).join(within));
+            for way in ways.chain([door.clone()]) {
+                for host in [&thief.host, &victim.host] {
+                    let got = intrude(&lab, host, thief.uid, &way);
+                    assert!(got.starts_with("refused: Permission denied"), "{}: {got}", way.display());
+                }
+            }
+        }
+
+        let mut files = Vec::new();
+        collect(&node.state_dir().join("w").join(format!("default.{}", victim.name)), &mut files);
+        collect(&node.state_dir().join("node"), &mut files);
+        for dir in [node.identity_dir(&victim.name), node.state_dir().join("node")] {
+            assert!(files.iter().any(|path| path.starts_with(&dir)), "nothing in {}", dir.display());
+        }
+        for path in &files {
+            assert!(!reads(thief.uid, path), "{}'s proxy reads {}", thief.name, path.display());
+        }
+        // Were it unreadable to everybody, this would prove nothing.
+        assert!(
+            files.iter().any(|path| reads(victim.uid, path)),
+            "{} reads none of its own files",
+            victim.name
+        );
+    }
 }
 
 fn collect(dir: &Path, found: &mut Vec<PathBuf>) {
