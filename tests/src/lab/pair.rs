@@ -48,8 +48,17 @@ impl Pair {
 
     /// As [`Pair::start`], with resources that are there before the workloads.
     pub fn start_with(prepare: impl FnOnce(&Control) -> anyhow::Result<()>) -> anyhow::Result<Self> {
+        Self::set_up("http", prepare)
+    }
+
+    /// As [`Pair::start`], and what the mesh knows of `backend`'s port is this protocol.
+    pub fn speaking(protocol: &str) -> anyhow::Result<Self> {
+        Self::set_up(protocol, |_| Ok(()))
+    }
+
+    fn set_up(protocol: &str, prepare: impl FnOnce(&Control) -> anyhow::Result<()>) -> anyhow::Result<Self> {
         let mut lab = Lab::new(&Programs::discover()?)?;
-        match Parts::start(&mut lab, prepare) {
+        match Parts::start(&mut lab, protocol, prepare) {
             Ok(parts) => Ok(Self {
                 control: parts.control,
                 node_a: parts.node_a,
@@ -76,12 +85,18 @@ impl Pair {
     /// As [`Pair::allowed`], with resources that are there before the workloads.
     pub fn allowed_with(prepare: impl FnOnce(&Control) -> anyhow::Result<()>) -> anyhow::Result<Self> {
         let mut pair = Self::start_with(prepare)?;
-        pair.control.ursa(&["allow", "web", "backend"])?;
+        pair.allow()?;
+        Ok(pair)
+    }
+
+    /// Lets `web` call `backend`, and waits until it can.
+    pub fn allow(&mut self) -> anyhow::Result<()> {
+        self.control.ursa(&["allow", "web", "backend"])?;
         // Each of Envoy's workers must have heard of it.
         for _ in 0..20 {
-            pair.until_served()?;
+            self.until_served()?;
         }
-        Ok(pair)
+        Ok(())
     }
 
     /// Waits until `web`'s request succeeds.
@@ -123,7 +138,11 @@ struct Parts {
 }
 
 impl Parts {
-    fn start(lab: &mut Lab, prepare: impl FnOnce(&Control) -> anyhow::Result<()>) -> anyhow::Result<Self> {
+    fn start(
+        lab: &mut Lab,
+        protocol: &str,
+        prepare: impl FnOnce(&Control) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         let control = Control::start(lab)?;
         prepare(&control)?;
         let (web, backend, stranger) =
@@ -133,7 +152,9 @@ impl Parts {
         let mut node_a = Node::join(lab, "node-a", &tickets.0)?;
         let mut node_b = Node::join(lab, "node-b", &tickets.1)?;
         let web = node_a.add("web", &web)?;
-        let backend = node_b.add("backend", &backend)?;
+        let backend = node_b.add_with("backend", &backend, |file| {
+            file["networking"]["inbound"][0]["protocol"] = protocol.into();
+        })?;
         node_b.wait_ready("backend", SOON)?;
         node_a.wait_ready("web", SOON)?;
         let client = Client::start(lab, &web.host)?;

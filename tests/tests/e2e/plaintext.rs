@@ -47,7 +47,21 @@ fn addresses(client: &mut Client, name: &str) -> Vec<String> {
 
 #[test]
 fn nothing_is_readable_while_parts_are_down() {
-    let mut pair = Pair::allowed().unwrap();
+    nothing_is_readable_without("http");
+}
+
+/// Bytes take other filters, and their permission is in the listener.
+#[test]
+fn nothing_is_readable_while_parts_are_down_of_a_port_of_bytes() {
+    nothing_is_readable_without("tcp");
+}
+
+/// Parts die in turn while `web` calls a port of this protocol.
+fn nothing_is_readable_without(protocol: &str) {
+    let mut pair = Pair::speaking(protocol).unwrap();
+    pair.allow().unwrap();
+    let service = pair.control.get("meshservice", "backend").unwrap();
+    assert_eq!(service["spec"]["ports"][0]["appProtocol"], protocol, "{service}");
     let capture = Capture::start(&pair.lab.net.bridge()).unwrap();
     let load = Load::start(&pair.lab, &pair.web.host, URL, Duration::from_millis(2)).unwrap();
     let mut stranger = Client::start(&pair.lab, &pair.stranger).unwrap();
