@@ -11,14 +11,14 @@ use ursa_tests::lab::program::Answer;
 
 #[derive(Parser)]
 enum Verb {
-    /// Answers every request with what it saw of it.
+    /// Answers every request with what it saw of it; `?delay=MILLISECONDS` at the end of its path makes it slow.
     Serve {
         #[arg(long)]
         name: String,
         #[arg(long)]
         port: u16,
     },
-    /// Reads `get URL`, `keep URL` and `name NAME` from standard input and prints one JSON line each.
+    /// Reads `get URL [HEADER: VALUE]`, `keep URL` and `name NAME` from standard input and prints one JSON line each.
     Client,
     /// Asks all the time, and prints one JSON line per request.
     Load {
@@ -178,6 +178,9 @@ fn answer_all(stream: &TcpStream, name: &str) -> anyhow::Result<()> {
         }
         let path = line.split_whitespace().nth(1).unwrap_or("/").to_owned();
         let headers = read_headers(&mut input)?;
+        if let Some(delay) = path.split_once("?delay=").and_then(|(_, delay)| delay.parse().ok()) {
+            std::thread::sleep(Duration::from_millis(delay));
+        }
         let body =
             serde_json::json!({"name": name, "path": path, "peer": peer.to_string(), "headers": headers,
             "plaintext": format!("hello from {name}, which nobody on the way may read")})
@@ -280,6 +283,8 @@ fn request(url: &str, kept: &mut Option<TcpStream>) -> Answer {
 }
 
 fn exchange(url: &str, kept: &mut Option<TcpStream>) -> Result<(u16, String), (&'static str, anyhow::Error)> {
+    let (url, header) =
+        url.split_once(' ').map_or((url, String::new()), |(url, header)| (url, format!("{header}\r\n")));
     let rest = url.strip_prefix("http://").unwrap_or(url);
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let target = if authority.contains("]:") || (authority.contains(':') && !authority.ends_with(']')) {
@@ -292,7 +297,7 @@ fn exchange(url: &str, kept: &mut Option<TcpStream>) -> Result<(u16, String), (&
         None => connect(&target)?,
     };
     let mut http = || -> anyhow::Result<(u16, String, bool)> {
-        write!(stream, "GET /{path} HTTP/1.1\r\nhost: {authority}\r\nuser-agent: lab-app\r\n\r\n")?;
+        write!(stream, "GET /{path} HTTP/1.1\r\nhost: {authority}\r\nuser-agent: lab-app\r\n{header}\r\n")?;
         let mut input = BufReader::new(&stream);
         let mut line = String::new();
         if input.read_line(&mut line)? == 0 {

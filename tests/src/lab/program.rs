@@ -84,6 +84,11 @@ impl Client {
         self.ask("get", url)
     }
 
+    /// As [`Client::get`], with one more header.
+    pub fn get_with(&mut self, url: &str, header: &str, value: &str) -> anyhow::Result<Answer> {
+        self.ask("get", &format!("{url} {header}: {value}"))
+    }
+
     /// One request over the connection of the request before, if that is still open.
     pub fn get_kept(&mut self, url: &str) -> anyhow::Result<Answer> {
         self.ask("keep", url)

@@ -16,6 +16,7 @@ mod journey;
 mod lab;
 mod operator;
 mod plaintext;
+mod policies;
 mod policy_change;
 mod rejected;
 mod revoked;
