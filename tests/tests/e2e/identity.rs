@@ -38,6 +38,9 @@ fn a_wrong_ticket_gets_an_explanation_and_no_certificate() {
         assert!(error.contains("ticket"), "{error}");
         assert!(!holds_pem(&lab.dir().join(name).join("state")), "{name} got a certificate");
     }
+    // The first is no ticket for any control plane, which the agent sees by itself; the other came to control's door.
+    let refused = ["WARN", "refused a join", "ticket is not known here"];
+    control.daemon.wait_said(&refused, SOON).unwrap();
     // The refusals cost the good one nothing.
     Node::join(&mut lab, "good", &good).unwrap();
     assert!(holds_pem(&lab.dir().join("good").join("state")), "a certificate isn't recognised");
@@ -52,6 +55,7 @@ fn a_ticket_belongs_to_the_first_key_that_used_it() {
     let error = format!("{:#}", Node::join(&mut lab, "thief", &ticket).unwrap_err());
     assert!(error.contains("ticket"), "{error}");
     assert!(!holds_pem(&lab.dir().join("thief").join("state")), "the thief got a certificate");
+    control.daemon.wait_said(&["WARN", "refused a join", "already used by another key"], SOON).unwrap();
     // A retry by the owner is no theft.
     mesh::run(
         Command::new("nsenter")
@@ -86,4 +90,6 @@ fn a_node_gets_no_workload_that_it_was_not_granted() {
     assert!(holds_pem(&node.identity_dir("web")), "a certificate isn't recognised");
     assert!(!holds_pem(&node.identity_dir("admin")), "a certificate for admin");
     assert!(control.get("dataplane", "admin").is_err(), "admin was registered");
+    let refused = ["WARN", "refused a registration", "\"admin\"", "is not granted to this node"];
+    control.daemon.wait_said(&refused, SOON).unwrap();
 }
