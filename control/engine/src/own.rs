@@ -1,9 +1,6 @@
 //! What is a proxy's own: its inbound ports, the redirect's inbound half, and its identity.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
 use ursa_model::ResourceKey;
 
@@ -34,6 +31,8 @@ pub(crate) struct Own {
     pub(crate) hash: u128,
     pub(crate) layer: Arc<Layer>,
     ports: Arc<[Port]>,
+    /// Keeps it for others.
+    _catch_all: Arc<Layer>,
 }
 
 /// A port as it was made, for as long as nothing that it is made from changes.
@@ -53,6 +52,8 @@ struct Port {
 struct SharedPermission {
     key: u128,
     permission: Permission,
+    /// Why it is nobody's.
+    failed: Option<String>,
     mesh: OnceLock<Arc<Encoded>>,
     plain: OnceLock<Arc<Encoded>>,
 }
@@ -85,7 +86,7 @@ impl SharedPermission {
 /// Derived values that proxies share although they are among each one's own.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
-    catch_alls: BTreeMap<Redirect, Layer>,
+    catch_alls: Shared<Layer>,
     permissions: Shared<SharedPermission>,
 }
 
@@ -130,8 +131,8 @@ pub(crate) fn build(
     workshop: &mut Workshop<'_>,
 ) -> Own {
     let catch_all =
-        workshop.store.catch_alls.entry(proxy.redirect).or_insert_with(|| catch_all(proxy.redirect));
-    let mut layer = catch_all.clone();
+        workshop.store.catch_alls.get(proxy.redirect.hash(), || Arc::new(catch_all(proxy.redirect)));
+    let mut layer = Layer::clone(&catch_all);
     let mut warn = |reason: String| workshop.warnings.push((input::key_of(&proxy.key), reason));
 
     let mut secret = None;
@@ -157,7 +158,7 @@ pub(crate) fn build(
     let identity = secret;
     let mut maker = Maker { proxy, identity, selected, trust_domains, old, workshop };
     let ports: Vec<Port> = proxy.inbounds.iter().map(|inbound| maker.port(inbound, &mut layer)).collect();
-    Own { hash, layer: Arc::new(layer), ports: ports.into() }
+    Own { hash, layer: Arc::new(layer), ports: ports.into(), _catch_all: catch_all }
 }
 
 /// The redirect's inbound half, which proxies with equal ports share.
@@ -211,17 +212,20 @@ impl<'a> Maker<'a, '_> {
         let rules = effect.map_or_else(Vec::new, |(kind, _)| self.rules(kind, inbound));
         let key = input::hash(&(name, versions(&rules)));
         let workshop = &mut *self.workshop;
-        workshop.store.permissions.get(key, || {
+        let permission = workshop.store.permissions.get(key, || {
             workshop.counters.permissions += 1;
             let read = effect.map_or_else(|| Ok(Permission::nobody()), |(_, read)| read(&rules));
-            let permission = read.unwrap_or_else(|reason| {
-                let reason = format!("nobody may talk to inbound {}: {reason}", inbound.section);
-                workshop.warnings.push((input::key_of(&self.proxy.key), reason));
-                Permission::nobody()
-            });
+            let (permission, failed) =
+                read.map_or_else(|why| (Permission::nobody(), Some(why)), |read| (read, None));
             let (mesh, plain) = Default::default();
-            Arc::new(SharedPermission { key, permission, mesh, plain })
-        })
+            Arc::new(SharedPermission { key, permission, failed, mesh, plain })
+        });
+        // It is made once, but each one that has it must be told.
+        if let Some(reason) = &permission.failed {
+            let reason = format!("nobody may talk to inbound {}: {reason}", inbound.section);
+            workshop.warnings.push((input::key_of(&self.proxy.key), reason));
+        }
+        permission
     }
 
     fn rules(&self, kind: &str, inbound: &InboundPort) -> Vec<Item<'a>> {

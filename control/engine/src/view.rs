@@ -49,6 +49,8 @@ pub(crate) struct View {
     policies: Selected,
     /// What is in the layer for each service.
     held: BTreeMap<String, Held>,
+    /// Keeps it for others.
+    _catch_all: Arc<Layer>,
 }
 
 /// What a view holds of a service.
@@ -72,7 +74,7 @@ impl PartialEq for Held {
 pub(crate) struct Store {
     outbounds: Shared<Finished>,
     names: Shared<Encoded>,
-    catch_alls: BTreeMap<Redirect, Arc<Layer>>,
+    catch_alls: Shared<Layer>,
 }
 
 /// What a view needs of the engine while it is refreshed.
@@ -98,13 +100,14 @@ pub(crate) fn outbound_hash(selected: &Selected) -> u128 {
 
 impl View {
     pub(crate) fn new(key: ViewKey, policies: Selected, store: &mut Store) -> Self {
-        let catch_all = store.catch_alls.entry(key.redirect).or_insert_with(|| {
+        let catch_all = store.catch_alls.get(key.redirect.hash(), || {
             let mut layer = Layer::default();
             transparent::outbound(key.redirect, &mut layer);
             Arc::new(layer)
         });
         Self {
-            layer: Arc::clone(catch_all),
+            layer: Arc::clone(&catch_all),
+            _catch_all: catch_all,
             key,
             members: BTreeSet::new(),
             before: None,

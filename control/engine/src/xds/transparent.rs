@@ -19,6 +19,7 @@ use crate::{
             listener::{FilterChain, FilterChainMatch},
         },
     },
+    input,
     snapshot::Layer,
 };
 
@@ -37,6 +38,11 @@ pub(crate) struct Redirect {
 }
 
 impl Redirect {
+    /// For what is shared by all that have it.
+    pub(crate) fn hash(self) -> u128 {
+        input::hash(&(self.inbound, self.outbound, self.ipv4, self.ipv6))
+    }
+
     fn families(self) -> impl Iterator<Item = (&'static str, IpAddr)> {
         let v4 = self.ipv4.then_some(("ipv4", IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
         let v6 = self.ipv6.then_some(("ipv6", IpAddr::V6(Ipv6Addr::UNSPECIFIED)));
