@@ -45,6 +45,9 @@ pub enum IdentityError {
     /// A stored record is damaged.
     #[error("the stored {0} is damaged: {1}")]
     Damaged(&'static str, String),
+    /// A change was broken off.
+    #[error("the change was broken off: {0}")]
+    BrokenOff(#[from] tokio::task::JoinError),
     /// Something was refused; the text says why and what to do.
     #[error("{reason}")]
     Refused {
@@ -77,6 +80,14 @@ impl From<IdentityError> for Status {
     }
 }
 
+/// Runs a change to its end, even if whoever asked for it hangs up before: what the store holds and what is known
+/// in memory must not part.
+pub(crate) async fn to_the_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, IdentityError>> + Send + 'static,
+) -> Result<T, IdentityError> {
+    tokio::spawn(change).await?
+}
+
 #[derive(Serialize, Deserialize)]
 struct StoredCa {
     certificate: String,
@@ -89,7 +100,7 @@ pub struct ControlIdentity {
     store: Store,
     zone: String,
     authority: Authority,
-    nodes: Nodes,
+    nodes: Arc<Nodes>,
     node_validity: Duration,
 }
 
@@ -97,7 +108,7 @@ impl ControlIdentity {
     /// Loads the zone's control CA and nodes; makes the CA if there is none yet.
     pub async fn open(store: Store, zone: &str, node_validity: Duration) -> Result<Arc<Self>, IdentityError> {
         let authority = load_or_create_ca(&store, zone).await?;
-        let nodes = Nodes::load(store.clone()).await?;
+        let nodes = Arc::new(Nodes::load(store.clone()).await?);
         Ok(Arc::new(Self { store, zone: zone.to_owned(), authority, nodes, node_validity }))
     }
 

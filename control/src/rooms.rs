@@ -56,17 +56,22 @@ impl Rooms {
         revoked: bool,
         user: &str,
     ) -> Result<Option<Arc<NodeRecord>>, IdentityError> {
-        let Some((node, news)) = self.identity.nodes().set_revoked(id, revoked).await? else {
-            return Ok(None);
-        };
-        if news {
-            let what = if revoked { "revoked" } else { "restored" };
-            tracing::warn!(node = node.id, name = node.name, user, "a node was {what}");
-        }
-        if revoked {
-            self.sessions.expel(&node.id);
-        }
-        Ok(Some(node))
+        let (identity, sessions) = (Arc::clone(&self.identity), Arc::clone(&self.sessions));
+        let (id, user) = (id.to_owned(), user.to_owned());
+        crate::identity::to_the_end(async move {
+            let Some((node, news)) = identity.nodes().set_revoked(&id, revoked).await? else {
+                return Ok(None);
+            };
+            if news {
+                let what = if revoked { "revoked" } else { "restored" };
+                tracing::warn!(node = node.id, name = node.name, user, "a node was {what}");
+            }
+            if revoked {
+                sessions.expel(&node.id);
+            }
+            Ok(Some(node))
+        })
+        .await
     }
 
     /// Whether a node has an open session.

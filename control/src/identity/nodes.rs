@@ -69,9 +69,15 @@ impl Nodes {
     pub(super) async fn load(store: Store) -> Result<Self, IdentityError> {
         let mut cache = HashMap::new();
         for record in store.privates(BUCKET).await? {
-            let node: NodeRecord = serde_json::from_slice(&record.value)
-                .map_err(|error| IdentityError::Damaged("node", error.to_string()))?;
-            cache.insert(node.id.clone(), Arc::new(node));
+            // One that can't be read is nobody's: its node is not known here and has to join again. The others
+            // must not suffer.
+            match serde_json::from_slice::<NodeRecord>(&record.value) {
+                Ok(node) => drop(cache.insert(node.id.clone(), Arc::new(node))),
+                Err(error) => tracing::warn!(
+                    node = record.key,
+                    "the stored record of a node is damaged and left out, so the node has to join again with a new ticket: {error}"
+                ),
+            }
         }
         Ok(Self {
             store,
@@ -112,7 +118,7 @@ impl Nodes {
     }
 
     /// Notes a node's new certificate, of a node that joins too; only then is it known. Nothing if it was revoked
-    /// meanwhile.
+    /// meanwhile. Not to be dropped before its end, see [`to_the_end`](super::to_the_end).
     pub async fn certified(&self, mut node: NodeRecord) -> Result<Option<Arc<NodeRecord>>, IdentityError> {
         let _changing = self.changing.lock().await;
         if let Some(known) = self.get(&node.id) {
@@ -124,7 +130,8 @@ impl Nodes {
         self.put(node).await.map(Some)
     }
 
-    /// Shuts a node out, or lets it in again. Returns its record, and whether that is news.
+    /// Shuts a node out, or lets it in again. Returns its record, and whether that is news. Not to be dropped
+    /// before its end, see [`to_the_end`](super::to_the_end).
     pub async fn set_revoked(
         &self,
         id: &str,

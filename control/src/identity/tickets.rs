@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
 use tonic::Code;
 use ursa_wire::ticket::Ticket;
@@ -24,6 +25,9 @@ pub const LONGEST: Duration = Duration::days(30);
 
 /// How long after its end a node certificate is renewed by its unchanged key.
 const RENEWABLE: Duration = Duration::days(90);
+
+/// The most bytes in a node's name.
+const LONGEST_NAME: usize = 253;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -107,6 +111,7 @@ impl ControlIdentity {
         node_name: &str,
     ) -> Result<NodeCertificate, IdentityError> {
         let name = hex_digest(secret.as_bytes());
+        check_name(node_name)?;
         if self.nodes().by_key(key.hash()).is_some_and(|node| node.revoked) {
             return Err(IdentityError::refused(
                 Code::FailedPrecondition,
@@ -212,7 +217,8 @@ impl ControlIdentity {
             },
         )?;
         node.not_after = issued.not_after.unix_timestamp();
-        let Some(node) = self.nodes().certified(node).await? else {
+        let nodes = Arc::clone(&self.nodes);
+        let Some(node) = super::to_the_end(async move { nodes.certified(node).await }).await? else {
             return Err(IdentityError::refused(Code::PermissionDenied, REVOKED));
         };
         tracing::info!(
@@ -232,13 +238,35 @@ impl ControlIdentity {
     async fn forget_old_tickets(&self) -> Result<(), IdentityError> {
         let oldest = (OffsetDateTime::now_utc() - RETRY).unix_timestamp();
         for record in self.store.privates(BUCKET).await? {
-            let ticket: StoredTicket = from_bytes(&record.value)?;
-            if ticket.expires < oldest {
-                self.store.delete_private(BUCKET, &record.key).await?;
+            match from_bytes(&record.value) {
+                Ok(ticket) if ticket.expires < oldest => {
+                    self.store.delete_private(BUCKET, &record.key).await?;
+                }
+                Ok(_) => {}
+                // It is worth nothing, but new ones are made all the same.
+                Err(error) => {
+                    tracing::warn!(ticket = record.key, "left out a join ticket that can't be read: {error}");
+                }
             }
         }
         Ok(())
     }
+}
+
+/// A node's name is stored, logged and shown; it is a host's name or the like.
+fn check_name(name: &str) -> Result<(), IdentityError> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if name.len() <= LONGEST_NAME && name.chars().all(fits) {
+        return Ok(());
+    }
+    let start: String = name.chars().take(40).collect();
+    Err(IdentityError::refused(
+        Code::InvalidArgument,
+        format!(
+            "the node's name, {} bytes that begin with {start:?}, is not one of at most {LONGEST_NAME} letters, digits, `-`, `.` and `_`; join with another name (`ursa-agent join --name`)",
+            name.len()
+        ),
+    ))
 }
 
 fn expired() -> IdentityError {
@@ -262,4 +290,46 @@ fn to_bytes(ticket: &StoredTicket) -> Result<Vec<u8>, IdentityError> {
 
 fn from_bytes(bytes: &[u8]) -> Result<StoredTicket, IdentityError> {
     serde_json::from_slice(bytes).map_err(|error| IdentityError::Damaged("ticket", error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Store, StoreOptions};
+
+    #[tokio::test]
+    async fn one_damaged_record_stands_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&StoreOptions::in_dir(dir.path())).unwrap();
+        store.put_private("nodes", "x", b"{".to_vec(), None).await.unwrap();
+        store.put_private(BUCKET, "x", b"{".to_vec(), None).await.unwrap();
+        let identity = ControlIdentity::open(store, "zone-1", Duration::hours(1)).await.unwrap();
+        let grant = Grant { mesh: "default".into(), workloads: vec!["*".into()] };
+        let request =
+            TicketRequest { grant, valid_for: Duration::hours(1), uses: 1, address: "cp:5678".into() };
+        identity.create_ticket(&request).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_change_ends_although_its_caller_is_gone() {
+        let (begin, begun) = tokio::sync::oneshot::channel::<()>();
+        let (end, ended) = tokio::sync::oneshot::channel();
+        let mut change = Box::pin(super::super::to_the_end(async move {
+            let _ = begun.await;
+            let _ = end.send(());
+            Ok(())
+        }));
+        assert!(futures_util::poll!(&mut change).is_pending());
+        drop(change);
+        begin.send(()).unwrap();
+        ended.await.unwrap();
+    }
+
+    #[test]
+    fn a_nodes_name_is_short_and_plain() {
+        assert!(check_name("web-1.example_org").is_ok());
+        for wrong in ["a b", "a\nb", "ä", &"a".repeat(LONGEST_NAME + 1)] {
+            assert!(check_name(wrong).is_err(), "{wrong}");
+        }
+    }
 }
