@@ -39,6 +39,9 @@ use crate::world::World;
 /// Answers that a slow node may leave unread.
 const ANSWERS: usize = 64;
 
+/// Bytes that what a node says of a proxy's version may have: it is stored.
+const LONGEST_VERSION: usize = 4096;
+
 /// What sessions work with.
 #[derive(Debug)]
 pub struct Sessions {
@@ -120,34 +123,25 @@ impl Open {
         tracing::info!(node = self.node.id, name = self.node.name, "a node's session opened");
         self.shared.metrics.session_opened();
         self.shared.requests.opened(&self.node.id, self.number, self.sender.clone());
-        loop {
-            let message = tokio::select! {
-                message = messages.next() => message,
-                () = self.revoked.cancelled() => {
-                    let _ = self.sender.try_send(Err(Status::unauthenticated(REVOKED)));
-                    break;
-                }
-                () = self.shared.shutdown.cancelled() => {
-                    let _ = self.sender.try_send(Err(Status::unavailable("the control plane is shutting down")));
-                    self.shared.metrics.session_closed();
-                    self.shared.requests.closed(&self.node.id, self.number);
-                    return;
-                }
-            };
-            match message {
-                Some(Ok(message)) => self.take(message).await,
-                Some(Err(status)) => {
-                    tracing::debug!(node = self.node.id, "session ended: {status}");
-                    break;
-                }
-                None => break,
+        // A node that doesn't read its answers is not waited for when the session has to end.
+        tokio::select! {
+            biased;
+            () = self.revoked.cancelled() => {
+                let _ = self.sender.try_send(Err(Status::unauthenticated(REVOKED)));
             }
+            () = self.shared.shutdown.cancelled() => {
+                let _ = self.sender.try_send(Err(Status::unavailable("the control plane is shutting down")));
+            }
+            () = self.read(&mut messages) => {}
         }
         self.shared.metrics.session_closed();
         self.shared.requests.closed(&self.node.id, self.number);
         if self.revoked.is_cancelled() {
             tracing::warn!(node = self.node.id, name = self.node.name, "ended a revoked node's session");
             self.shared.expel(&self.node.id);
+            return;
+        }
+        if self.shared.shutdown.is_cancelled() {
             return;
         }
         let left = self.shared.registry.leave(self.number);
@@ -161,11 +155,22 @@ impl Open {
         let Self { shared, number, .. } = self;
         tokio::select! {
             () = tokio::time::sleep(shared.grace) => {
-                for proxy in shared.registry.expire(number) {
-                    shared.withdraw(&proxy);
-                }
+                shared.registry.expire(number, |proxy| shared.withdraw(proxy, "its node did not come back"));
             }
             () = shared.shutdown.cancelled() => {}
+        }
+    }
+
+    /// Takes messages until the stream ends.
+    async fn read(&self, messages: &mut Streaming<NodeMessage>) {
+        while let Some(message) = messages.next().await {
+            match message {
+                Ok(message) => self.take(message).await,
+                Err(status) => {
+                    tracing::debug!(node = self.node.id, "session ended: {status}");
+                    return;
+                }
+            }
         }
     }
 
@@ -203,14 +208,23 @@ impl Open {
 
     async fn deregister(&self, proxy: ProxyRef) {
         let key = ProxyKey { mesh: proxy.mesh, name: proxy.name };
-        if !self.shared.registry.release(&self.node.id, &key) {
+        if !self.shared.registry.owns(&self.node.id, &key.mesh, &key.name) {
             return;
         }
-        tracing::info!(node = self.node.id, mesh = key.mesh, dataplane = key.name, "deregistered");
-        self.shared.insights.gone(&key);
+        // It stays the node's until it is removed: what another node registers under this name meanwhile would be
+        // removed with it.
         if let Err(error) = self.shared.remove_dataplane(&key).await {
-            tracing::error!(mesh = key.mesh, dataplane = key.name, "can't remove the Dataplane: {error}");
+            tracing::error!(
+                mesh = key.mesh,
+                dataplane = key.name,
+                "can't remove the Dataplane, which is only taken out of everybody's endpoints: {error}"
+            );
+            self.shared.withdraw(&key, "it was deregistered");
+        } else {
+            tracing::info!(node = self.node.id, mesh = key.mesh, dataplane = key.name, "deregistered");
+            self.shared.insights.gone(&key);
         }
+        self.shared.registry.release(&self.node.id, &key);
     }
 
     fn status(&self, status: &ProxyStatus) {
@@ -221,6 +235,16 @@ impl Open {
             return;
         };
         if let Some(version) = fields.remove("version") {
+            let size = version.to_string().len();
+            if size > LONGEST_VERSION {
+                tracing::warn!(
+                    node = self.node.id,
+                    mesh = status.mesh,
+                    dataplane = status.name,
+                    "ignored a status: its version has {size} bytes, and at most {LONGEST_VERSION} are kept"
+                );
+                return;
+            }
             let proxy = ProxyKey { mesh: status.mesh.clone(), name: status.name.clone() };
             self.shared.insights.version(&proxy, version);
         }
@@ -231,21 +255,12 @@ impl Sessions {
     /// Takes everything of a node that may not come back out of everybody's endpoints, at once. Its sessions and
     /// streams end by themselves.
     pub fn expel(&self, node: &str) {
-        for proxy in self.registry.expel(node) {
-            tracing::info!(
-                mesh = proxy.mesh,
-                dataplane = proxy.name,
-                node,
-                "withdrawn: its node was revoked"
-            );
-            self.world.set_liveness(&proxy, false);
-            self.insights.offline(&proxy);
-        }
+        self.registry.expel(node, |proxy| self.withdraw(proxy, "its node was revoked"));
     }
 
     /// Takes a proxy out of everybody's endpoints.
-    fn withdraw(&self, proxy: &ProxyKey) {
-        tracing::info!(mesh = proxy.mesh, dataplane = proxy.name, "withdrawn: its node did not come back");
+    fn withdraw(&self, proxy: &ProxyKey, why: &str) {
+        tracing::info!(mesh = proxy.mesh, dataplane = proxy.name, "withdrawn: {why}");
         self.world.set_liveness(proxy, false);
         self.insights.offline(proxy);
     }
@@ -264,9 +279,8 @@ impl Sessions {
                 () = shared.shutdown.cancelled() => return,
             }
             for proxy in online {
-                if !shared.registry.is_registered(&proxy) {
-                    shared.withdraw(&proxy);
-                }
+                let withdraw = || shared.withdraw(&proxy, "its node did not come back");
+                shared.registry.unless_registered(&proxy, withdraw);
             }
         });
     }

@@ -53,7 +53,8 @@ impl Open {
         }
         let vouched = self.authorise(&resource, &register.token).await?;
         let proxy = ProxyKey { mesh: mesh.clone(), name: name.clone() };
-        self.shared
+        let before = self
+            .shared
             .registry
             .claim(&proxy, &self.node.id, self.number, vouched)
             .map_err(|owner| {
@@ -67,7 +68,8 @@ impl Open {
         let stored = match self.shared.store_dataplane(resource).await {
             Ok(stored) => stored,
             Err(error) => {
-                self.shared.registry.release(&self.node.id, &proxy);
+                let withdraw = || self.shared.withdraw(&proxy, "its registration failed");
+                self.shared.registry.unclaim(&proxy, self.number, before, withdraw);
                 return Err(refuse(
                     &mesh,
                     &name,
