@@ -44,6 +44,12 @@ pub use tally::{Taken, Tally};
 /// Streams on one node's connection: each of its workloads has one.
 const STREAMS_PER_NODE: u32 = 10_000;
 
+/// Rejections of one answer that are looked at.
+const REJECTIONS: usize = 64;
+
+/// Refused resources that a stream remembers: far more than there are unless a client invents names.
+const REFUSED: usize = 4096;
+
 /// What streams work with.
 #[derive(Debug)]
 pub struct Discovery {
@@ -220,7 +226,7 @@ impl Serving {
                 kind
             }
             Answered::Rejected { kind, message } => {
-                open.rejected(kind, &Rejection::decode_all(&message), &self.parts);
+                open.rejected(kind, Rejection::decode_all(&message), &self.parts);
                 kind
             }
         };
@@ -262,14 +268,18 @@ impl OpenStream {
     }
 
     /// A client refused these, beside whatever it refused before.
-    fn rejected(&mut self, kind: TypeUrl, rejections: &[Rejection], parts: &Parts) {
+    fn rejected(&mut self, kind: TypeUrl, rejections: Vec<Rejection>, parts: &Parts) {
         parts.metrics.rejected(kind, rejections.len());
         let proxy = self.subscription.proxy();
-        for rejection in rejections {
+        let rejections: Vec<Rejection> = rejections.into_iter().take(REJECTIONS).map(shorten).collect();
+        for rejection in &rejections {
             warn_of(proxy, kind, rejection);
-            self.refused.insert((kind, Arc::from(rejection.name.as_str())), rejection.version.clone());
+            let key = (kind, Arc::from(rejection.name.as_str()));
+            if self.refused.len() < REFUSED || self.refused.contains_key(&key) {
+                self.refused.insert(key, rejection.version.clone());
+            }
         }
-        parts.insights.rejected(proxy, kind.as_str(), rejections.to_vec());
+        parts.insights.rejected(proxy, kind.as_str(), rejections);
     }
 
     /// An agent has said what its Envoy refuses now: that is the whole list. What stood before and is under way
@@ -303,8 +313,22 @@ impl OpenStream {
             parts.insights.accepted(proxy, kind.as_str(), healed);
         }
         if !news.is_empty() {
-            self.rejected(kind, &news, parts);
+            self.rejected(kind, news, parts);
         }
+    }
+}
+
+/// A rejection is a client's text, which is stored: as much of it as says something.
+fn shorten(rejection: Rejection) -> Rejection {
+    let cut = |mut text: String, most: usize| -> String {
+        let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or_default());
+        text
+    };
+    Rejection {
+        name: cut(rejection.name, 1024),
+        version: cut(rejection.version, 256),
+        message: cut(rejection.message, 4096),
     }
 }
 

@@ -53,13 +53,15 @@ impl Progress {
     pub(super) fn sent(&mut self, nonce: u64, names: &[Arc<str>], removed: &[Arc<str>]) {
         self.counts.sent += 1;
         let mut responses = 1;
-        for name in names.iter().chain(removed) {
-            self.refused.remove(name);
-            if self.pending.remove(name) {
-                for open in &mut self.open {
-                    open.names.retain(|other| other != name);
-                }
-            }
+        let newer: HashSet<&Arc<str>> = names.iter().chain(removed).collect();
+        for name in &newer {
+            self.refused.remove(*name);
+            self.pending.remove(*name);
+        }
+        // Whether pending or not: without an Envoy, older responses wait for names that are not. So each name is
+        // in one open response at most, and there are never more of those than names.
+        for open in &mut self.open {
+            open.names.retain(|name| !newer.contains(name));
         }
         // One whose names are all newer by now ends with those.
         self.open.retain(|open| {
@@ -245,6 +247,21 @@ mod tests {
         assert!(progress.is_pending("b"));
         progress.report(report("1", &[]), &held);
         assert_eq!((counts(&progress), progress.pending_count(&held)), ((1, 1, 0), 0));
+    }
+
+    #[test]
+    fn an_agent_without_an_envoy_costs_no_more_with_each_push() {
+        let mut progress = Progress::default();
+        progress.report(Applied { no_envoy: true, ..Applied::default() }, &Held::new());
+        for nonce in 1..=50 {
+            progress.sent(nonce, &names(&["a"]), &[]);
+            progress.answered(nonce, false);
+            let waiting = Applied { through: nonce.to_string(), no_envoy: true, ..Applied::default() };
+            progress.report(waiting, &held(&[("a", "1")]));
+            assert_eq!(progress.open.len(), 1, "after push {nonce}");
+        }
+        progress.report(report("50", &[]), &held(&[("a", "1")]));
+        assert_eq!(counts(&progress), (50, 50, 0), "the newest ends all that it replaced");
     }
 
     #[test]
