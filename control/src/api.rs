@@ -5,6 +5,7 @@
 
 mod attached;
 mod auth;
+mod computed;
 mod cors;
 mod crud;
 mod error;

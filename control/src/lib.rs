@@ -41,6 +41,8 @@ pub struct ControlPlane {
     pub tokens: Tokens,
     /// The id of this process; dataplanes are connected to instances.
     pub instance_id: String,
+    /// When it was started.
+    pub started: time::OffsetDateTime,
     /// Cancelled when the process shall end.
     pub shutdown: CancellationToken,
     /// The tasks that must end before the process does.
@@ -67,6 +69,7 @@ impl ControlPlane {
             config,
             store,
             instance_id: uuid::Uuid::new_v4().to_string(),
+            started: time::OffsetDateTime::now_utc(),
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
             failure: Arc::default(),
@@ -93,6 +96,9 @@ impl ControlPlane {
 
 /// Runs a control plane until `shutdown` is cancelled, then lets its parts finish.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    for (key, what) in config.without_effect() {
+        tracing::warn!("the setting {key} is accepted, but nothing acts on it yet: {what}; leave it out");
+    }
     // Before anything is written: what can't listen doesn't start.
     let servers = Servers::bind(&config).await.context("can't start the control plane")?;
     // Nodes belong to zones; a global control plane has none.

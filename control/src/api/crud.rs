@@ -10,7 +10,7 @@ use ursa_model::{
 };
 
 use super::{
-    Shared,
+    Shared, computed,
     error::ApiError,
     kubernetes, overview,
     query::{Filter, PageAsked, Params},
@@ -57,6 +57,20 @@ impl Call {
         Ok(())
     }
 
+    /// The type in the store from which this one's resources come.
+    fn stored_kind(&self) -> &'static str {
+        if computed::is_computed(self.descriptor.name) { "Mesh" } else { self.descriptor.name }
+    }
+
+    /// What comes from a stored resource, of [`stored_kind`](Self::stored_kind).
+    async fn seen(&self, stored: Arc<Resource>) -> Result<Arc<Resource>, ApiError> {
+        if !computed::is_computed(self.descriptor.name) {
+            return Ok(stored);
+        }
+        let insight = computed::of_mesh(&self.state, &stored).await;
+        insight.map(Arc::new).map_err(|error| ApiError::store("Could not retrieve insights", &error))
+    }
+
     async fn mesh_exists(&self) -> Result<(), ApiError> {
         if self.mesh.is_empty() { Ok(()) } else { self.state.mesh_exists(&self.mesh).await }
     }
@@ -64,10 +78,11 @@ impl Call {
     pub(super) async fn get(self) -> Result<Response, ApiError> {
         self.mesh_exists().await?;
         self.allowed()?;
-        let found = self.state.control.store.get(&self.key()).await;
+        let key = ResourceKey { kind: self.stored_kind(), ..self.key() };
+        let found = self.state.control.store.get(&key).await;
         let found = found.map_err(|error| ApiError::store(RETRIEVE, &error))?;
         let resource = found.ok_or_else(|| ApiError::not_found(RETRIEVE, self.key()))?;
-        self.show(&resource).await
+        self.show(&*self.seen(resource).await?).await
     }
 
     /// The answer with one resource, in the form that is asked for.
@@ -92,7 +107,11 @@ impl Call {
         let Some((kind, ..)) = overview::insight_of(self.descriptor.name) else { return Ok(None) };
         let key = ResourceKey { kind, mesh: resource.meta.mesh.clone(), name: resource.meta.name.clone() };
         let found = self.state.control.store.get(&key).await;
-        found.map_err(|error| ApiError::store("Could not retrieve insights", &error))
+        let found = found.map_err(|error| ApiError::store("Could not retrieve insights", &error))?;
+        Ok(match self.descriptor.name {
+            "Zone" => found.or_else(|| computed::of_own_zone(&self.state, resource).map(Arc::new)),
+            _ => found,
+        })
     }
 
     /// `route` is the pattern at which the list is served.
@@ -112,19 +131,20 @@ impl Call {
         let (items, total) = if filter.is_empty() {
             query.offset = asked.offset;
             query.limit = Some(asked.size);
-            let page = store.page(self.descriptor.name, query).await.map_err(failed)?;
+            let page = store.page(self.stored_kind(), query).await.map_err(failed)?;
             (page.items, page.total)
         } else {
-            let mut all = store.page(self.descriptor.name, query).await.map_err(failed)?.items;
+            let mut all = store.page(self.stored_kind(), query).await.map_err(failed)?.items;
             all.retain(|resource| filter.accepts(resource));
             asked.cut(all)
         };
         let mut bodies = Vec::with_capacity(items.len());
-        for item in &items {
+        for item in items {
+            let item = self.seen(item).await?;
             bodies.push(if self.with_insight {
-                overview::of(item, self.insight(item).await?.as_deref())
+                overview::of(&item, self.insight(&item).await?.as_deref())
             } else {
-                overview::plain(item)
+                overview::plain(&item)
             });
         }
         let base = self.state.base_url(&self.uri, &self.headers, self.over_tls);

@@ -9,7 +9,7 @@ use axum::{
 use serde_json::{Map, Value, json};
 use ursa_model::{Descriptor, Form, Resource, Scope, registry};
 
-use super::{Shared, error::ApiError, overview, respond};
+use super::{Shared, computed, error::ApiError, overview, respond};
 use crate::access::{Right, User};
 
 /// `GET /`
@@ -127,8 +127,7 @@ pub(super) async fn global_insight(State(state): State<Shared>) -> Result<Respon
     let (mut standard, mut gateways) = (Status::default(), Status::default());
     for dataplane in store.list("Dataplane", None).await.map_err(failed)? {
         let up = online.contains(&(dataplane.meta.mesh.as_str(), dataplane.meta.name.as_str()));
-        let gateway = dataplane.spec.pointer("/networking/gateway").is_some_and(|found| !found.is_null());
-        if gateway { &mut gateways } else { &mut standard }.add(up);
+        if is_gateway(&dataplane) { &mut gateways } else { &mut standard }.add(up);
     }
     let mut services = Status::default();
     for service in store.list("MeshService", None).await.map_err(failed)? {
@@ -141,11 +140,10 @@ pub(super) async fn global_insight(State(state): State<Shared>) -> Result<Respon
     let mut zones = Status::default();
     let zone_insights = store.list("ZoneInsight", None).await.map_err(failed)?;
     for zone in store.list("Zone", None).await.map_err(failed)? {
-        zones.add(
-            zone_insights
-                .iter()
-                .any(|insight| insight.meta.name == zone.meta.name && overview::is_online(insight)),
-        );
+        let connected = zone_insights
+            .iter()
+            .any(|insight| insight.meta.name == zone.meta.name && overview::is_online(insight));
+        zones.add(connected || computed::of_own_zone(&state, &zone).is_some());
     }
     Ok(respond::ok(&json!({
         "createdAt": now(),
@@ -166,19 +164,25 @@ pub(super) async fn global_insight(State(state): State<Shared>) -> Result<Respon
     })))
 }
 
+/// Whether a Dataplane is a gateway's.
+pub(super) fn is_gateway(dataplane: &Resource) -> bool {
+    dataplane.spec.pointer("/networking/gateway").is_some_and(|found| !found.is_null())
+}
+
+/// How many there are, and how many of them are up.
 #[derive(Default)]
-struct Status {
+pub(super) struct Status {
     total: u64,
     online: u64,
 }
 
 impl Status {
-    fn add(&mut self, up: bool) {
+    pub(super) fn add(&mut self, up: bool) {
         self.total += 1;
         self.online += u64::from(up);
     }
 
-    fn body(&self) -> Value {
+    pub(super) fn body(&self) -> Value {
         json!({
             "total": self.total,
             "online": self.online,
@@ -193,7 +197,7 @@ async fn count(state: &Shared, descriptor: &Descriptor) -> Result<u64, ApiError>
     counted.map_err(|error| ApiError::store("Could not count resources", &error))
 }
 
-fn now() -> Value {
+pub(super) fn now() -> Value {
     let format = &time::format_description::well_known::Rfc3339;
     json!(time::OffsetDateTime::now_utc().format(format).unwrap_or_default())
 }

@@ -306,3 +306,45 @@ async fn a_taken_port_says_what_to_do() {
     let error = server::listen("127.0.0.1", port, "apiServer.http.port").await.unwrap_err().to_string();
     assert!(error.contains("set apiServer.http.port to another port"), "{error}");
 }
+
+#[tokio::test]
+async fn a_mesh_is_counted_when_it_is_asked_for() {
+    let api = fixture().with_mesh().await;
+    for (path, body) in [
+        (
+            "dataplanes/web-1",
+            json!({ "type": "Dataplane", "mesh": "default", "name": "web-1",
+                "networking": { "address": "10.0.0.1", "inbound": [{ "port": 80 }] } }),
+        ),
+        (
+            "meshtimeouts/t",
+            json!({ "type": "MeshTimeout", "mesh": "default", "name": "t",
+                "spec": { "to": [{ "targetRef": { "kind": "Mesh" }, "default": { "connectionTimeout": "1s" } }] } }),
+        ),
+    ] {
+        let (status, body) = api.send("PUT", &format!("/meshes/default/{path}"), body).await;
+        assert_eq!(status, StatusCode::CREATED, "{body}");
+    }
+    let (_, list) = api.send("GET", "/mesh-insights", Value::Null).await;
+    assert_eq!((&list["total"], &list["items"][0]["name"]), (&json!(1), &json!("default")));
+    let (status, insight) = api.send("GET", "/mesh-insights/default", Value::Null).await;
+    assert_eq!((status, &insight["type"]), (StatusCode::OK, &json!("MeshInsight")));
+    assert_eq!((&insight["dataplanes"]["total"], &insight["dataplanes"]["offline"]), (&json!(1), &json!(1)));
+    assert_eq!(insight["policies"], json!({ "MeshTimeout": { "total": 1 } }));
+    assert_eq!(api.send("GET", "/mesh-insights/other", Value::Null).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn the_own_zone_is_online_and_others_are_not() {
+    let api = fixture();
+    for name in ["default", "other"] {
+        let zone = json!({ "type": "Zone", "name": name });
+        assert_eq!(api.send("PUT", &format!("/zones/{name}"), zone).await.0, StatusCode::CREATED);
+    }
+    let (_, own) = api.send("GET", "/zones/default/_overview", Value::Null).await;
+    assert!(own["zoneInsight"]["subscriptions"][0]["connectTime"].is_string(), "{own}");
+    let (_, other) = api.send("GET", "/zones/other/_overview", Value::Null).await;
+    assert!(other["zoneInsight"].is_null(), "{other}");
+    let (_, all) = api.send("GET", "/global-insight", Value::Null).await;
+    assert_eq!(all["zones"]["controlPlanes"], json!({ "total": 2, "online": 1 }));
+}
