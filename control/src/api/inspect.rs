@@ -59,6 +59,8 @@ async fn ask(state: &Shared, mesh: &str, name: &str, kind: &str, uri: &Uri) -> R
         "name": name,
         "includeEds": params.first("include_eds") == "true",
         "format": params.first("format"),
+        // The peer's default: what was never counted is left out.
+        "usedOnly": params.first("usedonly") != "false",
     });
     let rooms = state.rooms.as_ref().ok_or(AskError::NotConnected);
     let answer = match rooms {
@@ -72,7 +74,9 @@ async fn ask(state: &Shared, mesh: &str, name: &str, kind: &str, uri: &Uri) -> R
             let status = match error {
                 AskError::Timeout => StatusCode::GATEWAY_TIMEOUT,
                 AskError::Agent(_) => StatusCode::BAD_GATEWAY,
-                AskError::NotConnected | AskError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+                // The peer's answer where there is no stream to ask over.
+                AskError::NotConnected => StatusCode::BAD_REQUEST,
+                AskError::Busy => StatusCode::SERVICE_UNAVAILABLE,
             };
             Err(ApiError::new(status, title, format!("Dataplane {name:?} in mesh {mesh:?}: {error}")))
         }

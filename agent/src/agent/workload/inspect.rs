@@ -25,10 +25,13 @@ pub async fn inspect(
 ) -> Result<serde_json::Value, String> {
     let json = parameters.get("format").and_then(serde_json::Value::as_str) == Some("json");
     let eds = parameters.get("includeEds").and_then(serde_json::Value::as_bool) == Some(true);
+    let used = parameters.get("usedOnly").and_then(serde_json::Value::as_bool) == Some(true);
     let path = match (kind, json) {
         ("config-dump", _) if eds => "/config_dump?include_eds",
         ("config-dump", _) => "/config_dump",
+        ("stats", true) if used => "/stats?format=json&usedonly",
         ("stats", true) => "/stats?format=json",
+        ("stats", false) if used => "/stats?usedonly",
         ("stats", false) => "/stats",
         ("clusters", true) => "/clusters?format=json",
         ("clusters", false) => "/clusters",
