@@ -114,6 +114,11 @@ impl Config {
         overlay::read(value)
     }
 
+    /// Settings that were made and that nothing acts on yet: the key, and what does not happen.
+    pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
+        check::without_effect(self)
+    }
+
     /// The whole configuration with secrets replaced by stars.
     pub fn redacted(&self) -> Value {
         let mut value = overlay::to_value(self);

@@ -98,6 +98,39 @@ impl Config {
     }
 }
 
+/// Settings that are accepted and that nothing acts on yet, of those that are not at their default.
+pub(super) fn without_effect(config: &Config) -> Vec<(&'static str, &'static str)> {
+    let default = Config::default();
+    let told = [
+        (
+            config.mode == Mode::Global,
+            "mode",
+            "no zone connects to a global control plane, and it configures no proxy",
+        ),
+        (
+            config.is_federated(),
+            "multizone.zone.globalAddress",
+            "nothing is exchanged with the global control plane; this zone only refuses writes of what would be the global one's",
+        ),
+        (
+            config.api_server.gui.base_path != default.api_server.gui.base_path,
+            "apiServer.gui.basePath",
+            "no page is served",
+        ),
+        (
+            config.diagnostics.debug_endpoints != default.diagnostics.debug_endpoints,
+            "diagnostics.debugEndpoints",
+            "there are no debugging endpoints",
+        ),
+        (
+            config.defaults.skip_tenant_resources != default.defaults.skip_tenant_resources,
+            "defaults.skipTenantResources",
+            "there are no tenant resources to skip",
+        ),
+    ];
+    told.into_iter().filter(|(set, ..)| *set).map(|(_, key, what)| (key, what)).collect()
+}
+
 fn is_label(name: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     name.len() <= 63

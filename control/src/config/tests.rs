@@ -129,3 +129,19 @@ fn secrets_are_hidden() {
         json!({"postgres": {"password": "*****", "user": "y"}, "list": [{"clientSecret": "*****"}], "password": ""})
     );
 }
+
+#[test]
+fn settings_that_nothing_acts_on_are_named() {
+    assert_eq!(Config::default().without_effect(), []);
+    for (key, value) in [
+        ("mode", json!("global")),
+        ("multizone.zone.globalAddress", json!("grpcs://global:5685")),
+        ("apiServer.gui.basePath", json!("/ui")),
+        ("diagnostics.debugEndpoints", json!(true)),
+        ("defaults.skipTenantResources", json!(true)),
+    ] {
+        let config = Config::default().with(&[(key.to_owned(), value)]).unwrap();
+        let named: Vec<_> = config.without_effect().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(named, [key]);
+    }
+}
