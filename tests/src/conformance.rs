@@ -2,7 +2,7 @@
 //!
 //! A case counts as passed only when the project's public code computed what it expects. Cases are data
 //! outside the repository; a case about something that doesn't exist yet is unsupported, and a difference on
-//! purpose is a row in [`deviations::DEVIATIONS`].
+//! purpose is a row in [`deviations::DEVIATIONS`]. A list without cases has failed: it judged nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,13 @@ pub enum Outcome {
     Failed {
         /// Expected and computed.
         difference: String,
+    },
+    /// It computed something else, on purpose.
+    Deviates {
+        /// Expected and computed.
+        difference: String,
+        /// Why.
+        reason: String,
     },
     /// The case is about something that doesn't exist yet.
     Unsupported {
@@ -101,6 +108,15 @@ pub struct Group {
     pub run: fn(&Path) -> GroupReport,
 }
 
+impl Group {
+    /// Judges its cases, and excuses what differs on purpose.
+    pub fn judge(&self, corpus: &Path) -> GroupReport {
+        let mut report = (self.run)(corpus);
+        deviations::excuse(&mut report);
+        report
+    }
+}
+
 /// Every group that is judged.
 pub const GROUPS: &[Group] = &[
     Group { name: "02-validation", run: validation::run },
@@ -120,13 +136,29 @@ pub(crate) fn yaml_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// The list under `key` of a file that was read. One that is missing or empty is a failed case: nothing judged
+/// is no success.
+pub(crate) fn listed<'a>(content: &'a Value, key: &str, file: &str, report: &mut GroupReport) -> &'a [Value] {
+    let list = content[key].as_array().map_or(&[][..], Vec::as_slice);
+    // A file that couldn't be read is noted already.
+    if list.is_empty() && !content.is_null() {
+        report.judged(file, Some(format!("expected cases under {key:?}; found none")));
+    }
+    list
+}
+
 /// Reads a list of cases; a list that can't be read is a failed case, so that it isn't overlooked.
 pub(crate) fn read_list(file: &Path, report: &mut GroupReport) -> Value {
     let read = std::fs::read_to_string(file)
         .map_err(|error| error.to_string())
         .and_then(|text| ursa_model::yaml::from_str(&text).map_err(|error| error.to_string()));
-    read.unwrap_or_else(|error| {
-        report.judged(file.display().to_string(), Some(format!("can't be read: {error}")));
+    let mut failed = |error: String| {
+        report.judged(file.display().to_string(), Some(error));
         Value::Null
-    })
+    };
+    match read {
+        Ok(Value::Null) => failed("holds nothing".to_owned()),
+        Ok(content) => content,
+        Err(error) => failed(format!("can't be read: {error}")),
+    }
 }

@@ -21,7 +21,7 @@ use ursa_model::{
     },
 };
 
-use super::{GroupReport, read_list};
+use super::{GroupReport, listed, read_list};
 
 /// Judges all cases of the group; `corpus` is the root of the corpus.
 pub fn run(corpus: &Path) -> GroupReport {
@@ -36,7 +36,7 @@ pub fn run(corpus: &Path) -> GroupReport {
     judge_all(&root, "meshservice-status", "cases", judge_status, &mut report);
     judge_all(&root, "meshservice-label-propagation", "cases", judge_propagation, &mut report);
     let tokens = read_list(&root.join("dataplane-token-auth.yaml"), &mut report);
-    for case in tokens["cases"].as_array().into_iter().flatten() {
+    for case in listed(&tokens, "cases", "dataplane-token-auth.yaml", &mut report) {
         let id = format!("dataplane-token-auth/{}", text(case, "description"));
         report.judged(id, judge_token(&tokens["dataplanes"], case));
     }
@@ -51,7 +51,7 @@ fn judge_all(
     report: &mut GroupReport,
 ) {
     let content = read_list(&root.join(format!("{file}.yaml")), report);
-    for (i, case) in content[list].as_array().into_iter().flatten().enumerate() {
+    for (i, case) in listed(&content, list, &format!("{file}.yaml"), report).iter().enumerate() {
         let id = match (case.get("id"), case.get("description")) {
             (Some(Value::String(id)), _) if id.starts_with(file) || file == "sni" => id.clone(),
             (Some(Value::String(name)), _) | (None, Some(Value::String(name))) => format!("{file}/{name}"),
@@ -76,25 +76,11 @@ fn differs<T: PartialEq + std::fmt::Debug>(expected: &T, found: &T) -> Option<St
 fn judge_sni(case: &Value) -> Option<String> {
     let kri = &case["kri"];
     let Some(descriptor) = by_name(text(kri, "resourceType")) else {
-        return sni_without_descriptor(case);
+        return Some(format!("there is no type {}", kri["resourceType"]));
     };
-    judge_sni_of(case, descriptor.short_name)
-}
-
-/// Destinations whose types come later have SNIs already.
-fn sni_without_descriptor(case: &Value) -> Option<String> {
-    let short_name = match text(&case["kri"], "resourceType") {
-        "MeshExternalService" => "extsvc",
-        "MeshMultiZoneService" => "mzsvc",
-        other => other,
-    };
-    judge_sni_of(case, short_name)
-}
-
-fn judge_sni_of(case: &Value, short_name: &str) -> Option<String> {
-    let part = |field: &str| text(&case["kri"], field).to_owned();
+    let part = |field: &str| text(kri, field).to_owned();
     let kri = Kri {
-        short_name: short_name.to_owned(),
+        short_name: descriptor.short_name.to_owned(),
         mesh: part("mesh"),
         zone: part("zone"),
         namespace: part("namespace"),

@@ -17,6 +17,8 @@ use ursa_control::{
 };
 use ursa_model::Resource;
 
+use crate::conformance::deviations::{self, Does};
+
 /// The address that stands for `{{address}}`.
 pub(super) const ADDRESS: &str = "api.example:5681";
 
@@ -53,19 +55,27 @@ pub(super) struct Server {
     router: api::Router,
     store: Store,
     control: Arc<ControlPlane>,
-    admin: String,
+    /// The admin's token, where the table has requests carry it.
+    admin: Option<String>,
     _folder: tempfile::TempDir,
 }
 
 impl Server {
-    pub(super) async fn start(settings: &Map<String, Value>) -> anyhow::Result<Self> {
+    pub(super) async fn start(id: &str, settings: &Map<String, Value>) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("no temporary folder")?;
-        let (admin, public) = issuer().await?;
+        let (token, public) = issuer().await?;
         let mut all = vec![(
             "apiServer.authn.tokens.validator.publicKeys".to_owned(),
             json!([{ "kid": "1", "key": public, "keyFile": "", "mesh": "" }]),
         )];
         all.extend(translate(settings));
+        let mut admin = None;
+        for does in deviations::arranged(super::GROUP, id) {
+            match does {
+                Does::AdminToken => admin = Some(token.clone()),
+                Does::SwitchesOn(name) => all.push((name.to_owned(), json!(true))),
+            }
+        }
         let config = Config::default().with(&all)?;
         let store = Store::open(&StoreOptions::in_dir(folder.path().join("store")))?;
         let control = Arc::new(ControlPlane::new(config, store.clone()));
@@ -113,8 +123,8 @@ impl Server {
             .uri(path)
             .header(header::HOST, ADDRESS)
             .extension(Peer::Tcp(remote.parse::<SocketAddr>()?));
-        if !anonymous {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {}", self.admin));
+        if let Some(admin) = self.admin.as_ref().filter(|_| !anonymous) {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {admin}"));
         }
         let request = request.body(http_body_util::Full::from(body))?;
         let response = self.router.clone().oneshot(request.map(api::Body::new)).await?;

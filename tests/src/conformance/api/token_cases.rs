@@ -88,6 +88,9 @@ pub(super) fn judge(folder: &Path, runtime: &tokio::runtime::Runtime, report: &m
         Ok(list) => list,
         Err(error) => return report.judged("tokens/cases.yaml", Some(format!("{error:#}"))),
     };
+    if list.requests.is_empty() || list.lifecycle.is_empty() {
+        report.judged("tokens/cases.yaml", Some(super::NO_CASES.to_owned()));
+    }
     for case in list.requests {
         let difference =
             runtime.block_on(request(&folder, &case)).unwrap_or_else(|error| Some(format!("{error:#}")));
@@ -100,7 +103,7 @@ pub(super) fn judge(folder: &Path, runtime: &tokio::runtime::Runtime, report: &m
 }
 
 async fn request(folder: &Path, case: &RequestCase) -> anyhow::Result<Option<String>> {
-    let server = Server::start(&case.server).await?;
+    let server = Server::start(&format!("tokens/{}", case.id), &case.server).await?;
     server.prepare_tokens("default").await?;
     let body = match (&case.request.raw_body, &case.request.body) {
         (Some(raw), _) => raw.clone().into_bytes(),
