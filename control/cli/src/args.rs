@@ -422,11 +422,11 @@ pub(crate) struct JoinArgs {
     /// Name of this node [default: its hostname]
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// The agent's socket
-    #[arg(long, default_value = "/run/ursa/agent.sock", value_name = "PATH")]
-    pub(crate) agent_socket: PathBuf,
-    /// The agent's configuration, used when no agent runs
-    #[arg(long, value_name = "FILE")]
+    /// The running agent's socket [default: /run/ursa/agent.sock]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) agent_socket: Option<PathBuf>,
+    /// The agent's configuration, where it isn't /etc/ursa/agent.yaml; it says where the socket is
+    #[arg(long, value_name = "FILE", env = "URSA_AGENT_CONFIG", conflicts_with = "agent_socket")]
     pub(crate) agent_config: Option<PathBuf>,
 }
 

@@ -1,6 +1,7 @@
 //! The verbs that are Ursa's own: tickets, joining, allowing; and `version`.
 
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
@@ -89,7 +90,13 @@ pub(crate) async fn join(args: &JoinArgs) -> anyhow::Result<()> {
         args.ticket.clone()
     };
     let ticket = ticket.trim();
-    if let Ok(stream) = tokio::net::UnixStream::connect(&args.agent_socket).await {
+    let socket = args.agent_socket.as_deref().unwrap_or_else(|| Path::new("/run/ursa/agent.sock"));
+    // An agent with a configuration of its own has a socket of its own, which ursa-agent finds.
+    let running = match &args.agent_config {
+        Some(_) => None,
+        None => tokio::net::UnixStream::connect(socket).await.ok(),
+    };
+    if let Some(stream) = running {
         let (read, mut write) = stream.into_split();
         let mut line = serde_json::to_vec(&json!({"cmd": "join", "ticket": ticket, "name": args.name}))?;
         line.push(b'\n');
@@ -116,10 +123,13 @@ pub(crate) async fn join(args: &JoinArgs) -> anyhow::Result<()> {
         if let Some(config) = &args.agent_config {
             command.arg("--config").arg(config);
         }
+        if args.agent_socket.is_some() {
+            bail!("no agent answers at {}: is ursa-agent running there?", socket.display());
+        }
         Err(command.exec()).with_context(|| {
             format!(
                 "no agent answers at {} and ursa-agent could not be started: is it installed?",
-                args.agent_socket.display()
+                socket.display()
             )
         })
     }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::daemon::Daemon;
 use super::net::Host;
-use super::{Lab, wait};
+use super::{Lab, Programs, wait};
 
 /// The zone of every lab.
 pub const ZONE: &str = "lab";
@@ -161,6 +161,13 @@ pub fn outcome(command: &mut Command, input: &str) -> anyhow::Result<Outcome> {
     Ok(Outcome { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) })
 }
 
+/// `ursa join` on a machine; the ticket is its input.
+pub fn ursa_join(programs: &Programs, host: &Host) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", host.path().display())).arg(programs.path("ursa")).args(["join", "-"]);
+    command
+}
+
 /// A machine with an agent.
 #[derive(Debug)]
 pub struct Node {
@@ -192,6 +199,15 @@ pub struct Workload {
 impl Node {
     /// Joins a node with a ticket and starts its agent.
     pub fn join(lab: &mut Lab, name: &str, ticket: &str) -> anyhow::Result<Self> {
+        Self::start(lab, name, Some(ticket))
+    }
+
+    /// Starts an agent that hasn't joined.
+    pub fn unjoined(lab: &mut Lab, name: &str) -> anyhow::Result<Self> {
+        Self::start(lab, name, None)
+    }
+
+    fn start(lab: &mut Lab, name: &str, ticket: Option<&str>) -> anyhow::Result<Self> {
         let host = lab.net.host(name)?;
         let dir = lab.dir().join(name);
         super::create_open(&dir)?;
@@ -209,15 +225,11 @@ impl Node {
         let file = lab.dir().join(format!("{name}.yaml"));
         std::fs::write(&file, serde_json::to_string_pretty(&config)?)?;
         let program = lab.programs.path("ursa-agent");
-        run(
-            Command::new("nsenter")
-                .arg(format!("--net={}", host.path().display()))
-                .arg(&program)
-                .args(["join", ticket, "--config"])
-                .arg(&file),
-            "",
-        )
-        .with_context(|| format!("{name} cannot join"))?;
+        if let Some(ticket) = ticket {
+            let mut join = ursa_join(&lab.programs, &host);
+            join.arg("--agent-config").arg(&file);
+            run(&mut join, ticket).with_context(|| format!("{name} cannot join"))?;
+        }
         let args = vec!["run".into(), "--config".into(), file.display().to_string()];
         let agent = Daemon::start("ursa-agent", &host, program.clone(), args, Vec::new(), lab.log(name))?;
         Ok(Self {

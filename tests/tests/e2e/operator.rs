@@ -236,3 +236,36 @@ fn diagnostics_tell_of_health_and_counts_and_no_secret() {
     }
     assert_eq!(ask("/nothing").status, Some(404));
 }
+
+#[test]
+fn a_running_agent_joins_by_ursa_join() {
+    let mut lab = lab();
+    let control = Control::start(&mut lab).unwrap();
+    let host = lab.net.host("web").unwrap();
+    let mut node = Node::unjoined(&mut lab, "node").unwrap();
+    wait::until("the agent to answer", SOON, || node.status().map_err(|error| format!("{error:#}"))).unwrap();
+    let web = node.add("web", &host).unwrap();
+
+    let socket = node.run_dir().join("agent.sock");
+    let join = |ticket: &str| {
+        let mut command = mesh::ursa_join(&lab.programs, &node.host);
+        mesh::run(command.arg("--agent-socket").arg(&socket).args(["--name", "node"]), ticket)
+    };
+    let refused = format!("{:#}", join("no ticket").unwrap_err());
+    assert!(refused.contains("the agent could not join"), "{refused}");
+    let said = join(&control.ticket(&["web"]).unwrap()).unwrap();
+    assert!(said.starts_with(&format!("joined zone {} as node ", mesh::ZONE)), "{said}");
+    // At once: nobody starts the agent again.
+    node.wait_ready(&web.name, SOON).unwrap();
+
+    // By the configuration the same agent is found.
+    let mut command = mesh::ursa_join(&lab.programs, &node.host);
+    command.arg("--agent-config").arg(&node.config);
+    let again = mesh::run(&mut command, &control.ticket(&["web"]).unwrap()).unwrap();
+    assert!(again.starts_with(&format!("joined zone {}", mesh::ZONE)), "{again}");
+
+    node.agent.kill();
+    let mut command = mesh::ursa_join(&lab.programs, &node.host);
+    let gone = mesh::run(command.arg("--agent-socket").arg(&socket), "x").unwrap_err().to_string();
+    assert!(gone.contains("is ursa-agent running there?"), "{gone}");
+}
