@@ -159,7 +159,8 @@ pub(crate) struct InspectArgs {
     /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Format,
-    /// For `dataplane`: what to show; without it policies, and what Envoy refused
+    /// For `dataplane`: what to show; without it identity, certificate, state, and what Envoy refused. Ursa's
+    /// control plane doesn't serve policies and config yet
     #[arg(long = "type", value_parser = ["policies", "config-dump", "stats", "clusters", "config"])]
     pub(crate) what: Option<String>,
     /// For `dataplanes`: only those with this tag; may be repeated
@@ -168,10 +169,10 @@ pub(crate) struct InspectArgs {
     /// With --type config-dump: endpoints too
     #[arg(long)]
     pub(crate) include_eds: bool,
-    /// With --type config: with shadow policies in force
+    /// With --type config (not served yet): with shadow policies in force
     #[arg(long)]
     pub(crate) shadow: bool,
-    /// With --type config: what to include (diff)
+    /// With --type config (not served yet): what to include (diff)
     #[arg(long)]
     pub(crate) include: Vec<String>,
     /// Accepted for old scripts; the new API is the only one

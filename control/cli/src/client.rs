@@ -103,6 +103,12 @@ impl Api {
         self.send("POST", path, Some(body)).await?.success()
     }
 
+    /// What a control plane says of itself to everybody; none if it can't be had. Says nothing itself.
+    pub(crate) async fn index(&self) -> Option<Value> {
+        let limit = if self.timeout.is_zero() { Duration::from_secs(10) } else { self.timeout };
+        tokio::time::timeout(limit, self.exchange("GET", "/", None)).await.ok()?.ok()?.json().ok()
+    }
+
     /// Sends one request. An answer with an error status is an answer.
     pub(crate) async fn send(
         &self,
@@ -240,7 +246,13 @@ fn tls_config(server: &ApiServer) -> anyhow::Result<rustls::ClientConfig> {
     let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?;
     let builder = if server.skip_verify {
-        eprintln!("Warning: the certificate of {} is not verified (skipVerify in the context)", server.url);
+        static WARNED: std::sync::Once = std::sync::Once::new();
+        WARNED.call_once(|| {
+            eprintln!(
+                "Warning: the certificate of {} is not verified (skipVerify in the context)",
+                server.url
+            );
+        });
         builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
     } else {
         let bundle = if server.ca_cert_file.is_empty() {

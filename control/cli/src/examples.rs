@@ -54,7 +54,7 @@ Examples:
   ursa inspect zones
   ursa inspect services --mesh default
   ursa inspect dataplanes --tag kuma.io/workload=web
-  ursa inspect dataplane web                        # its policies, and what its Envoy refused
+  ursa inspect dataplane web                        # identity, state, what its Envoy refused
   ursa inspect dataplane web --type config-dump
   ursa inspect meshtimeout mesh-timeout-all-default # which proxies it reaches";
 

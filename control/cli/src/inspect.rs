@@ -4,6 +4,7 @@ use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 use crate::args::{Format, Global, InspectArgs};
+use crate::client::Answer;
 use crate::config::Session;
 use crate::output::{self, ago, put, say, text};
 use crate::resources::{collection, escape, find, footer, paged};
@@ -124,7 +125,12 @@ async fn dataplane(session: &Session, args: &InspectArgs, mesh: &str) -> anyhow:
         Some("config-dump") => format!("{base}/xds"),
         Some(what) => format!("{base}/{what}"),
     };
-    let answer = session.api.send("GET", &dump, None).await?.success()?;
+    let answer = session.api.send("GET", &dump, None).await?;
+    if args.what.as_deref() == Some("config") && is_unserved(&answer) {
+        session.api.get(&format!("{base}/_overview")).await?;
+        bail!(UNSERVED);
+    }
+    let answer = answer.success()?;
     if let Ok(value) = serde_json::from_slice::<Value>(&answer.body) {
         let format = if args.output == Format::Table { Format::Json } else { args.output };
         output::document(format, &value)
@@ -134,13 +140,27 @@ async fn dataplane(session: &Session, args: &InspectArgs, mesh: &str) -> anyhow:
     }
 }
 
+/// What a type says that the control plane has no endpoint for.
+const UNSERVED: &str = "this control plane doesn't serve it yet; without --type the proxy's identity, certificate and \
+                        state are shown, and --type config-dump shows what its Envoy runs";
+
+fn is_unserved(answer: &Answer) -> bool {
+    matches!(answer.status, http::StatusCode::NOT_FOUND | http::StatusCode::METHOD_NOT_ALLOWED)
+}
+
 /// The policies in force, then what Envoy refused: the first question of whoever looks at one proxy.
 async fn policies(session: &Session, args: &InspectArgs, base: &str) -> anyhow::Result<()> {
     let overview = session.api.get(&format!("{base}/_overview")).await?;
     let rejections = overview.pointer("/dataplaneInsight/rejections").cloned();
     let answer = session.api.send("GET", &format!("{base}/_policies"), None).await?;
-    let policies = if answer.status.is_success() { answer.json()? } else { Value::Null };
-    // A control plane without this part of the inspect API still knows what was refused.
+    // A control plane without this part of the inspect API still knows the rest, which is all that was asked
+    // for without --type.
+    let policies = match () {
+        () if answer.status.is_success() => answer.json()?,
+        () if !is_unserved(&answer) => return Err(answer.error()),
+        () if args.what.is_some() => bail!(UNSERVED),
+        () => Value::Null,
+    };
     if args.output != Format::Table {
         let mut all = if policies.is_null() { serde_json::json!({"policies": []}) } else { policies };
         if let Value::Object(fields) = &mut all {
@@ -153,8 +173,9 @@ async fn policies(session: &Session, args: &InspectArgs, base: &str) -> anyhow::
         }
         return output::document(args.output, &all);
     }
-    if let Some(insight) = overview.get("dataplaneInsight") {
-        connection(insight);
+    match overview.get("dataplaneInsight") {
+        Some(insight) => connection(insight),
+        None => say!("Offline: no agent has ever connected for it; `ursa-agent status` on its node says why"),
     }
     if let Some(policies) = policies.get("policies").and_then(Value::as_array) {
         say!("");
@@ -193,6 +214,10 @@ fn connection(insight: &Value) {
         count("responsesAcknowledged"),
         count("responsesRejected")
     );
+    let identity = text(insight, "/mTLS/issuedBackend");
+    if !identity.is_empty() {
+        say!("identity: {identity}");
+    }
     let expires = text(insight, "/mTLS/certificateExpirationTime");
     if !expires.is_empty() {
         say!(

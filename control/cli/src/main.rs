@@ -15,6 +15,7 @@ mod mesh;
 mod node;
 mod output;
 mod resources;
+mod version;
 
 fn main() -> ExitCode {
     let cli = args::Cli::parse();
@@ -34,9 +35,32 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: args::Cli) -> anyhow::Result<()> {
+    let args::Cli { global, command } = cli;
+    if !asks_a_server(&command) {
+        return execute(&global, command).await;
+    }
+    // Beside the command, which doesn't wait for it.
+    tokio::join!(execute(&global, command), version::check(&global)).0
+}
+
+/// Whether a command is about what a control plane holds.
+fn asks_a_server(command: &args::Command) -> bool {
     use args::Command;
-    let global = &cli.global;
-    match cli.command {
+    match command {
+        Command::Apply(args) => !args.dry_run,
+        Command::Get(_)
+        | Command::Delete(_)
+        | Command::Inspect(_)
+        | Command::Node(_)
+        | Command::Ticket(_)
+        | Command::Allow(_) => true,
+        _ => false,
+    }
+}
+
+async fn execute(global: &args::Global, command: args::Command) -> anyhow::Result<()> {
+    use args::Command;
+    match command {
         Command::Apply(args) => apply::run(global, args).await,
         Command::Get(args) if node::is_meant(&args.kind) => {
             node::show(global, args.names.first().map(String::as_str), args.output, false).await
@@ -53,7 +77,7 @@ async fn run(cli: args::Cli) -> anyhow::Result<()> {
         Command::Ticket(args) => mesh::ticket(global, args).await,
         Command::Allow(args) => mesh::allow(global, args).await,
         Command::Join(args) => mesh::join(&args).await,
-        Command::Version(args) => mesh::version(global, &args).await,
+        Command::Version(args) => version::run(global, &args).await,
         Command::Completion { shell } => {
             use clap::CommandFactory as _;
             clap_complete::generate(shell, &mut args::Cli::command(), "ursa", &mut std::io::stdout());

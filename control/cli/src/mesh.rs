@@ -1,4 +1,4 @@
-//! The verbs that are Ursa's own: tickets, joining, allowing; and `version`.
+//! The verbs that are Ursa's own: tickets, joining, allowing.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use ursa_model::Resource;
 
 use crate::apply;
-use crate::args::{AllowArgs, Global, JoinArgs, TicketArgs, VersionArgs};
+use crate::args::{AllowArgs, Global, JoinArgs, TicketArgs};
 use crate::config::Session;
 use crate::output::{self, put, say};
 
@@ -139,27 +139,4 @@ pub(crate) async fn join(args: &JoinArgs) -> anyhow::Result<()> {
 fn agent_program() -> std::path::PathBuf {
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("ursa-agent")));
     beside.filter(|path| path.exists()).unwrap_or_else(|| "ursa-agent".into())
-}
-
-/// `ursa version`
-pub(crate) async fn version(global: &Global, args: &VersionArgs) -> anyhow::Result<()> {
-    say!("Client: Ursa {}", env!("CARGO_PKG_VERSION"));
-    if args.detailed {
-        say!("  target: {} {}", std::env::consts::ARCH, std::env::consts::OS);
-    }
-    let session = Session::open(global)?;
-    match session.api.get("/").await {
-        Ok(index) => {
-            say!("Server: {} {}", output::text(&index, "/product"), output::text(&index, "/version"));
-            if args.detailed {
-                say!("  instance: {}", output::text(&index, "/instanceId"));
-                say!("  cluster: {}", output::text(&index, "/clusterId"));
-            }
-        }
-        Err(error) => {
-            say!("Server: unavailable");
-            eprintln!("Warning: {error:#}");
-        }
-    }
-    Ok(())
 }

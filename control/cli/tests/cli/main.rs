@@ -6,3 +6,4 @@ mod contexts;
 mod documentation;
 mod documents;
 mod support;
+mod tables;
