@@ -134,6 +134,11 @@ impl Lab {
         std::fs::rename(self.dir.join("log"), &saved).ok()?;
         // What each daemon believed, for whoever looks at the failure.
         for entry in std::fs::read_dir(&self.dir).ok()?.flatten() {
+            // The logs of a node's shims and Envoys, which its errors name.
+            for log in std::fs::read_dir(entry.path().join("run/log")).into_iter().flatten().flatten() {
+                let name = format!("{}.{}", entry.file_name().display(), log.file_name().display());
+                let _ = std::fs::copy(log.path(), saved.join(name));
+            }
             if entry.path().extension().is_some_and(|kind| kind == "yaml") {
                 let _ = std::fs::copy(entry.path(), saved.join(entry.file_name()));
             }
