@@ -5,17 +5,22 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use nix::libc;
 use sha2::{Digest, Sha256};
 
 use super::{Item, Kind, item_from_encoded};
 
 const MAGIC: &[u8; 8] = b"URSALG1\n";
 const CHECKSUM: usize = 32;
+/// The most that is read of one file. Control's messages are smaller.
+const MAX_FILE: u64 = 16 << 20;
+/// The most that is read of all of a workload's files.
+const MAX_ALL: u64 = 256 << 20;
 /// Directories stay root's, so that the files' owner can't put anything else in their place; names are hashes.
 const DIR_MODE: u32 = 0o755;
 
@@ -68,6 +73,7 @@ impl LastGood {
     /// Reads whatever is there and intact.
     pub fn load(&mut self) -> Result<Vec<(Kind, String, Item)>, LastGoodError> {
         let mut items = Vec::new();
+        let mut left = MAX_ALL;
         for kind in Kind::ALL {
             let dir = self.dir.join(kind.as_str());
             let entries = match fs::read_dir(&dir) {
@@ -80,7 +86,15 @@ impl LastGood {
                 if path.extension().is_none_or(|extension| extension != "pb") {
                     continue; // a temporary file of a process that died
                 }
-                let content = fs::read(&path).map_err(failed("read", &path))?;
+                let content = match read(&path, left.min(MAX_FILE)) {
+                    Ok(content) => content,
+                    Err(error) => {
+                        tracing::warn!(path = %path.display(), %error,
+                            "a last-good file can't be read and is left out; control will send the resource again");
+                        continue;
+                    }
+                };
+                left = left.saturating_sub(content.len() as u64);
                 match parse(content) {
                     Some((name, item)) if path == self.path(kind, &name) => {
                         self.written.insert((kind, name.clone()), item.version.clone());
@@ -141,6 +155,21 @@ impl LastGood {
         content.extend_from_slice(&item.bytes);
         write_atomic(&path, &content, 0o600, self.reader).map_err(failed("write", &path))
     }
+}
+
+/// Reads a file that belongs to somebody less trusted, who can't replace it but may have made it endless, or hold a
+/// lease on it that would keep us waiting.
+fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut content = Vec::new();
+    file.take(limit.saturating_add(1)).read_to_end(&mut content)?;
+    if content.len() as u64 > limit {
+        return Err(io::Error::other(format!("it is longer than the {limit} bytes that are left for it")));
+    }
+    Ok(content)
 }
 
 fn parse(mut content: Vec<u8>) -> Option<(String, Item)> {

@@ -101,3 +101,16 @@ fn an_unwritable_directory_is_an_error_that_names_it_and_costs_nothing() {
     fs::remove_file(dir.path().join("clusters")).unwrap();
     assert_eq!(LastGood::new(dir.path()).load().unwrap().len(), 2);
 }
+
+#[test]
+fn one_file_that_cannot_be_read_costs_only_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last_good = LastGood::new(dir.path());
+    last_good.store(&[item("a", "1"), item("b", "1"), item("c", "1")]).unwrap();
+    let endless = OpenOptions::new().write(true).open(last_good.path(Kind::Listener, "a")).unwrap();
+    endless.set_len(1 << 40).unwrap();
+    let pipe = last_good.path(Kind::Listener, "b");
+    fs::remove_file(&pipe).unwrap();
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert_eq!(LastGood::new(dir.path()).load().unwrap(), [item("c", "1")]);
+}
