@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use super::node::{NodeError, NodeIdentity};
-use super::retry::{Backoff, random_fraction};
+use super::retry::{Backoff, random_fraction, until};
 
 /// The node as it is now, and the channel that its certificate opens.
 #[derive(Clone, Debug)]
@@ -68,13 +68,13 @@ impl Control {
         let mut backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(600));
         loop {
             let link = links.borrow_and_update().clone();
-            let wait = link.as_ref().map(|link| until(link.node.renew_at));
+            let due = link.as_ref().map(|link| early(link.node.renew_at));
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = links.changed() => {
                     if changed.is_err() { return }
                 }
-                Some(()) = sleep(wait) => {
+                Some(()) = reached(due) => {
                     let Some(link) = link else { continue };
                     match link.node.renew(&self.dir, link.channel).await.and_then(|node| self.install(node)) {
                         Ok(()) => {
@@ -95,15 +95,16 @@ impl Control {
     }
 }
 
-async fn sleep(duration: Option<Duration>) -> Option<()> {
-    tokio::time::sleep(duration?).await;
+async fn reached(unix: Option<i64>) -> Option<()> {
+    until(unix?).await;
     Some(())
 }
 
-/// Time until a moment, spread over 10 % so that nodes that joined together don't renew together.
-fn until(unix: i64) -> Duration {
-    let seconds = u64::try_from(unix - OffsetDateTime::now_utc().unix_timestamp()).unwrap_or(0);
-    Duration::from_secs(seconds).mul_f64(1.0 - random_fraction() / 10.0)
+/// Up to a tenth of the time until a moment before it, so that nodes that joined together don't renew together.
+fn early(unix: i64) -> i64 {
+    let left = u64::try_from(unix - OffsetDateTime::now_utc().unix_timestamp()).unwrap_or(0);
+    let early = Duration::from_secs(left).mul_f64(random_fraction() / 10.0);
+    unix - i64::try_from(early.as_secs()).unwrap_or(0)
 }
 
 /// An error with its causes, in one line.

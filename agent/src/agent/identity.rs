@@ -18,7 +18,7 @@ use ursa_wire::sds::Secret;
 
 use super::control::{Link, chain};
 use super::node::{reason, request_for};
-use super::retry::{Backoff, random_fraction};
+use super::retry::{Backoff, random_fraction, until};
 use super::session::Registration;
 use crate::relay::{
     Cache, Item, Kind, LastGood, LastGoodError, Reader, hex, item_from_encoded, value, write_atomic,
@@ -276,7 +276,8 @@ impl IdentityKeeper {
         WorkloadIdentity::decode(value(&item).ok()?).ok()
     }
 
-    fn due(&self, wanted: &WorkloadIdentity) -> Duration {
+    /// When to ask for it, in Unix seconds.
+    fn due(&self, wanted: &WorkloadIdentity) -> i64 {
         match &self.state.borrow().leaf {
             Some(leaf)
                 if leaf.generation == wanted.generation
@@ -284,9 +285,9 @@ impl IdentityKeeper {
                     && leaf.spiffe_id == wanted.spiffe_id
                     && !leaf.is_expired() =>
             {
-                Duration::from_secs(u64::try_from(leaf.renew_at - now()).unwrap_or(0))
+                leaf.renew_at
             }
-            _ => Duration::ZERO,
+            _ => 0,
         }
     }
 
@@ -358,19 +359,16 @@ impl IdentityKeeper {
 async fn at(unix: Option<i64>) {
     match unix {
         None => std::future::pending().await,
-        Some(unix) => {
-            let seconds = unix - OffsetDateTime::now_utc().unix_timestamp();
-            tokio::time::sleep(Duration::from_secs(u64::try_from(seconds).unwrap_or(0))).await;
-        }
+        Some(unix) => until(unix).await,
     }
 }
 
 async fn due(
-    renewal: Option<(WorkloadIdentity, Link, Duration)>,
+    renewal: Option<(WorkloadIdentity, Link, i64)>,
     retry: tokio::time::Instant,
 ) -> Option<(WorkloadIdentity, Link)> {
-    let (wanted, link, wait) = renewal?;
-    tokio::time::sleep(wait).await;
+    let (wanted, link, unix) = renewal?;
+    until(unix).await;
     tokio::time::sleep_until(retry).await;
     Some((wanted, link))
 }

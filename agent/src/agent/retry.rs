@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use time::OffsetDateTime;
+
 /// Grows from `base` to `cap`, and starts again after a success.
 #[derive(Clone, Debug)]
 pub struct Backoff {
@@ -36,6 +38,17 @@ impl Backoff {
     /// Waits that long.
     pub async fn wait(&mut self) {
         tokio::time::sleep(self.step()).await;
+    }
+}
+
+/// Waits until the clock on the wall says so. A long sleep would miss that the machine was suspended or that its
+/// clock was set.
+pub async fn until(unix: i64) {
+    const LOOK: Duration = Duration::from_secs(60);
+    while let Ok(seconds @ 1..) =
+        u64::try_from(unix.saturating_sub(OffsetDateTime::now_utc().unix_timestamp()))
+    {
+        tokio::time::sleep(Duration::from_secs(seconds).min(LOOK)).await;
     }
 }
 
