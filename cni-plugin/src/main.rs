@@ -28,7 +28,11 @@ ursa-cni: the CNI plugin of Ursa (CNI 0.3.0 to 1.1.0). The container runtime sta
 A pod is meshed when its annotation kuma.io/sidecar-injection is `enabled`; `annotations` and `labels` in the
 plugin's configuration apply to every pod of the network, and the pod's own win.
 Other keys: runDir (/run/ursa; where agent.sock is), redirect (see `ursa-init --help`; by default group 5678 is exempt, and
-each proxy has a user of its own), workload (for the agent).
+each proxy has a user of its own), workload (for the agent: name, mesh, labels, ports).
+
+A pod's annotations kuma.io/mesh and kuma.io/workload say its mesh and, with that, its SPIFFE id, except where
+workload.mesh and the label kuma.io/workload in workload.labels are set: these win, always. Set them wherever
+those who write pods aren't trusted to choose an identity.
 
 By hand: CNI_COMMAND=VERSION ursa-cni < /dev/null
 ";

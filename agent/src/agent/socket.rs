@@ -101,9 +101,9 @@ pub struct PluginConfig {
 pub struct Workload {
     /// Name of the Dataplane; by default made of `K8S_POD_NAME` and `K8S_POD_NAMESPACE`.
     pub name: Option<String>,
-    /// Its mesh, unless annotation `kuma.io/mesh` says otherwise.
+    /// Its mesh; where it isn't set, annotation `kuma.io/mesh` says it.
     pub mesh: Option<String>,
-    /// Its labels.
+    /// Its labels. Where `kuma.io/workload` isn't among them, the annotation of that name says it.
     pub labels: BTreeMap<String, String>,
     /// Its ports, unless annotation `ursa.io/ports` says otherwise: `8080/http,9090`.
     pub ports: Option<String>,
@@ -142,7 +142,8 @@ impl CniAdd {
             }
         };
         let annotation = |key: &str| self.annotations.get(key).map(String::as_str);
-        let mesh = annotation("kuma.io/mesh").or(given.mesh.as_deref()).unwrap_or("default");
+        // What the operator says is what the pod is: whoever may write a pod must not choose its identity.
+        let mesh = given.mesh.as_deref().or(annotation("kuma.io/mesh")).unwrap_or("default");
         let address = self
             .ips
             .first()
@@ -150,11 +151,9 @@ impl CniAdd {
             .ok_or("`ips` is empty; the plugin must be chained after one that assigns an address")?;
         let ports = annotation("ursa.io/ports").or(given.ports.as_deref()).unwrap_or_default();
         let mut labels = given.labels.clone();
-        let workload = annotation("kuma.io/workload").map(str::to_owned);
         labels
             .entry("kuma.io/workload".to_owned())
-            .and_modify(|label| *label = workload.clone().unwrap_or_else(|| label.clone()))
-            .or_insert_with(|| workload.clone().unwrap_or_else(|| name.clone()));
+            .or_insert_with(|| annotation("kuma.io/workload").unwrap_or(&name).to_owned());
         Ok(json!({
             "type": "Dataplane",
             "mesh": mesh,
@@ -383,6 +382,23 @@ mod tests {
         assert_eq!(spec.cluster(), "web");
         assert_eq!(spec.dataplane["networking"]["inbound"].as_array().unwrap().len(), 2);
         assert!(spec.redirect.is_none(), "the plugin's work");
+    }
+
+    #[test]
+    fn the_operator_says_who_a_pod_is() {
+        let add = |workload: Value| {
+            pod(json!({
+                "cmd": "cni-add", "container_id": "c1", "netns": "/run/netns/x",
+                "args": {"K8S_POD_NAME": "web-0"}, "ips": ["10.0.0.9"],
+                "annotations": {"kuma.io/workload": "bank", "kuma.io/mesh": "money"},
+                "config": {"workload": workload}
+            }))
+            .unwrap()
+        };
+        let spec = add(json!({"mesh": "shops", "labels": {"kuma.io/workload": "web"}}));
+        assert_eq!((spec.mesh.as_str(), spec.cluster().as_str()), ("shops", "web"));
+        let spec = add(json!({}));
+        assert_eq!((spec.mesh.as_str(), spec.cluster().as_str()), ("money", "bank"), "the habit");
     }
 
     #[test]
