@@ -4,6 +4,7 @@
 //! started, and removes every trace of those it is told to stop. It decides nothing about Envoy: the shim does.
 
 pub mod fork;
+mod own;
 mod process;
 
 use std::path::PathBuf;

@@ -21,15 +21,14 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use super::own::{end, end_known, identify, with_cause};
 use super::process::Process;
 use super::{Found, LaunchError, Launcher, Origin, ShimSpec, ShimState};
 use crate::shim::backoff::Backoff;
-use crate::shim::client::{ClientError, ShimClient};
+use crate::shim::client::ShimClient;
 
 /// How long a shim may take until its control socket answers.
 const START_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a shim may take beyond its drain until it has exited: Envoy's own deadline and some.
-const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// Between two looks for the socket of a shim that was just started; it appears within milliseconds.
 const LOOK: Duration = Duration::from_millis(2);
 /// A log that is longer when its shim starts is put aside, replacing the one before. A running shim bounds its own.
@@ -152,17 +151,26 @@ impl ForkLauncher {
         let slot = self.slot(id);
         // Held until the end, so that nobody starts it again in the middle.
         let mut kept = slot.lock().await;
+        let (mut workload, mut running) = (None, None);
         if let Some(mut known) = kept.take() {
+            workload = Some(known.spec.borrow().workload.clone());
+            if let ShimState::Running { pid, start_time, .. } = *known.state.borrow() {
+                running = Some((pid, start_time));
+            }
             known.stop.cancel();
             if let Err(error) = (&mut known.task).await {
                 warn!(id, %error, "the shim's keeper failed");
             }
         }
         let dir = self.dir(id);
-        let mut problems = Vec::new();
-        if let Err(reason) = end(&dir, drain).await {
-            problems.push(reason);
+        let mut ended = end(&dir, workload.as_deref(), drain).await;
+        if let Some((pid, start_time)) = running {
+            // Who took its socket away doesn't keep it alive.
+            ended = end_known(pid, start_time).await;
         }
+        // What lives keeps its directory: it is found there.
+        ended.map_err(|reason| LaunchError::Stop { id: id.to_owned(), reason })?;
+        let mut problems = Vec::new();
         let memory =
             Path::new("/dev/shm").join(format!("envoy_shared_memory_{}", u64::from(base_id(&dir)) * 10));
         for (path, removed) in [(&dir, fs::remove_dir_all(&dir)), (&memory, fs::remove_file(&memory))] {
@@ -272,12 +280,27 @@ impl Keeper {
     async fn adopt_or_start(&self, spec: &ShimSpec) -> Result<(Process, Origin), String> {
         let dir = self.config.run_dir.join("w").join(&spec.id);
         match ShimClient::connect(&dir).await {
-            Ok(client) => identify(&client).map(|process| (process, Origin::Adopted)),
+            Ok(client) => {
+                let process = identify(&client, &dir, &spec.workload)?;
+                let moved =
+                    spec.netns.as_ref().is_some_and(|netns| matches!(process.is_in(netns), Ok(false)));
+                if !moved {
+                    return Ok((process, Origin::Adopted));
+                }
+                warn!(
+                    id = spec.id,
+                    pid = process.pid(),
+                    "the shim is in a former network namespace and is replaced"
+                );
+                drop(client);
+                end(&dir, Some(&spec.workload), Duration::ZERO).await?;
+                self.start(spec, &dir).await.map(|process| (process, Origin::Started))
+            }
             Err(error) if error.is_nobody() => {
                 self.start(spec, &dir).await.map(|process| (process, Origin::Started))
             }
             // A stopped or dying shim may still hold a serving Envoy: it is never killed for being slow.
-            Err(error) => Err(format!("{error}; it is neither adopted nor replaced")),
+            Err(error) => Err(format!("{}; it is neither adopted nor replaced", with_cause(&error))),
         }
     }
 
@@ -315,9 +338,9 @@ impl Keeper {
         let answers = async {
             loop {
                 match ShimClient::connect(dir).await {
-                    Ok(client) => return identify(&client),
+                    Ok(client) => return identify(&client, dir, &spec.workload),
                     Err(error) if error.is_nobody() => sleep(LOOK).await,
-                    Err(error) => return Err(error.to_string()),
+                    Err(error) => return Err(with_cause(&error)),
                 }
             }
         };
@@ -367,72 +390,6 @@ impl Keeper {
             .and_then(|line| line.pointer("/fields/message")?.as_str().map(str::to_owned));
         format!("its last words in {}: {}", path.display(), message.as_deref().unwrap_or(last))
     }
-}
-
-/// The process behind a control socket, if it is one of ours.
-fn identify(client: &ShimClient) -> Result<Process, String> {
-    let (peer, hello) = (client.peer(), client.hello());
-    let own = nix::unistd::geteuid().as_raw();
-    if peer.uid != own {
-        return Err(format!(
-            "{} was bound by uid {}, not by us (uid {own}): somebody replaced the socket; stop pid {} and try again",
-            client.path().display(),
-            peer.uid,
-            peer.pid
-        ));
-    }
-    if hello.pid != peer.pid {
-        return Err(format!("the shim says it is pid {}, the kernel says {}", hello.pid, peer.pid));
-    }
-    Process::open(hello.pid, Some(hello.start_time))
-        .map_err(|error| format!("the shim (pid {}) cannot be watched: {error}", hello.pid))
-}
-
-/// Ends the shim that listens in `dir`, if any.
-async fn end(dir: &Path, drain: Duration) -> Result<(), String> {
-    let Some(peer) = ShimClient::listener(dir).await.map_err(|error| error.to_string())? else {
-        return Ok(());
-    };
-    if peer.uid != nix::unistd::geteuid().as_raw() {
-        return Err(format!(
-            "pid {} of uid {} listens in {} and is none of our shims",
-            peer.pid,
-            peer.uid,
-            dir.display()
-        ));
-    }
-    let process = match Process::open(peer.pid, None) {
-        Ok(process) => process,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(format!("the shim (pid {}) cannot be watched: {error}", peer.pid)),
-    };
-    let asked = match ShimClient::connect(dir).await {
-        Ok(client) => client.stop(drain).await,
-        Err(error) => Err(error),
-    };
-    let patience = match asked {
-        Ok(()) => drain + STOP_DEADLINE,
-        Err(error) => {
-            warn!(pid = process.pid(), %error, "the shim cannot be asked to stop");
-            // One that is hung would not hear the signal either; any other ends by it, or is ending already.
-            let hung = matches!(error, ClientError::Timeout { .. });
-            process
-                .signal(Signal::SIGTERM)
-                .map_err(|error| format!("pid {} gets no signal: {error}", process.pid()))?;
-            if hung { Duration::ZERO } else { drain + STOP_DEADLINE }
-        }
-    };
-    if process.ends_within(patience).await {
-        return Ok(());
-    }
-    warn!(pid = process.pid(), "the shim did not stop and is killed, and Envoy with it");
-    process
-        .signal(Signal::SIGKILL)
-        .map_err(|error| format!("pid {} cannot be killed: {error}", process.pid()))?;
-    if process.ends_within(STOP_DEADLINE).await {
-        return Ok(());
-    }
-    Err(format!("pid {} is still there after SIGKILL", process.pid()))
 }
 
 fn is_id(id: &str) -> Result<(), LaunchError> {

@@ -1,11 +1,15 @@
 //! A process that stays the same one, however often its pid is reused.
 
+use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -13,6 +17,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
+use crate::shim::peer::effective_uid;
 use crate::shim::process::start_time;
 
 /// A running process, not necessarily a child.
@@ -44,6 +49,39 @@ impl Process {
 
     pub(super) fn start_time(&self) -> u64 {
         self.start_time
+    }
+
+    /// Whether it is the shim of this directory. Whoever may write there decides whom we find there, so its own word
+    /// is worth nothing: the kernel says what user it runs as, and only root says whose the directory is.
+    pub(super) fn check_shim_of(&self, dir: &Path) -> io::Result<()> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let uid = effective_uid(&status)
+            .ok_or_else(|| io::Error::other(format!("/proc/{}/status is not understood", self.pid)))?;
+        let owner = fs::symlink_metadata(dir)?.uid();
+        // Root's it is only while it starts. Its arguments are believed then, because root started it with them.
+        let ours = if uid == 0 {
+            names(&fs::read(format!("/proc/{}/cmdline", self.pid))?, dir)
+        } else {
+            uid == owner
+        };
+        // Only of a process that still runs are these the user and the arguments.
+        let mut ended = [PollFd::new(self.pidfd.get_ref().as_fd(), PollFlags::POLLIN)];
+        if poll(&mut ended, PollTimeout::ZERO)? != 0 {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "it has ended"));
+        }
+        if ours {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "it runs as uid {uid} and isn't the shim of {}, which is uid {owner}'s: somebody replaced the socket",
+            dir.display()
+        )))
+    }
+
+    /// Whether it is in this network namespace.
+    pub(super) fn is_in(&self, netns: &Path) -> io::Result<bool> {
+        let inode = |path: &Path| fs::metadata(path).map(|data| (data.dev(), data.ino()));
+        Ok(inode(&PathBuf::from(format!("/proc/{}/ns/net", self.pid)))? == inode(netns)?)
     }
 
     /// Waits until it has ended, and reaps it if it is our child.
@@ -80,6 +118,12 @@ impl Process {
     }
 }
 
+/// Whether a command line says `--dir DIR`.
+fn names(cmdline: &[u8], dir: &Path) -> bool {
+    let arguments: Vec<&[u8]> = cmdline.split(|byte| *byte == 0).collect();
+    arguments.windows(2).any(|pair| pair == [b"--dir".as_slice(), dir.as_os_str().as_encoded_bytes()])
+}
+
 #[expect(unsafe_code, reason = "neither std nor nix wraps pidfd_open")]
 fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes two numbers; the descriptor it returns is new (and close-on-exec), so we own it.
@@ -111,5 +155,26 @@ mod tests {
         process.signal(Signal::SIGKILL).unwrap();
         assert_eq!(Process::open(pid, None).unwrap_err().kind(), io::ErrorKind::NotFound, "it was reaped");
         assert!(child.wait().is_err(), "it was reaped");
+    }
+
+    #[tokio::test]
+    async fn a_process_is_no_shim_because_a_directory_leads_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let process = Process::open(i32::try_from(child.id()).unwrap(), None).unwrap();
+        if nix::unistd::geteuid().is_root() {
+            let error = process.check_shim_of(dir.path()).unwrap_err();
+            assert!(error.to_string().contains("isn't the shim"), "{error}");
+        } else {
+            process.check_shim_of(dir.path()).unwrap();
+            assert!(process.check_shim_of(Path::new("/")).is_err(), "it is root's");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(process.check_shim_of(dir.path()).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let dir = Path::new("/run/ursa/w/a");
+        assert!(names(b"ursa-shim\0--dir\0/run/ursa/w/a\0--uid\x007\0", dir));
+        assert!(!names(b"ursa-shim\0--dir\0/run/ursa/w/ab\0", dir));
+        assert!(!names(b"containerd\0", dir));
     }
 }

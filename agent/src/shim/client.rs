@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::lines::{Receiver, send};
+use super::peer;
 use super::protocol::{CONTROL_SOCKET, EnvoyStatus, Event, Message, Reply, Request, Status};
 
 /// Why a shim could not be asked.
@@ -93,7 +94,7 @@ impl ShimClient {
     pub async fn connect(dir: &Path) -> Result<Self, ClientError> {
         let path = dir.join(CONTROL_SOCKET);
         let failed = |source| ClientError::Connect { path: path.clone(), source };
-        let stream = UnixStream::connect(&path).await.map_err(failed)?;
+        let stream = peer::connect(&path).await.map_err(failed)?;
         let credentials = stream.peer_cred().map_err(failed)?;
         let peer = Peer { pid: credentials.pid().unwrap_or(0), uid: credentials.uid() };
         let mut receiver = Receiver::default();
@@ -118,7 +119,7 @@ impl ShimClient {
     /// Who listens in that directory, if anybody does, without waiting for a greeting.
     pub async fn listener(dir: &Path) -> Result<Option<Peer>, ClientError> {
         let path = dir.join(CONTROL_SOCKET);
-        match UnixStream::connect(&path).await.and_then(|stream| stream.peer_cred()) {
+        match peer::connect(&path).await.and_then(|stream| stream.peer_cred()) {
             Ok(credentials) => Ok(Some(Peer { pid: credentials.pid().unwrap_or(0), uid: credentials.uid() })),
             Err(error) if is_nobody(&error) => Ok(None),
             Err(source) => Err(ClientError::Connect { path, source }),

@@ -513,6 +513,30 @@ async fn a_hung_shim_is_not_replaced_but_can_be_removed() {
 }
 
 #[tokio::test]
+async fn nobody_else_is_stopped_in_a_shims_place() {
+    let Some(lab) = Lab::new("place") else { return };
+    let launcher = lab.launcher();
+    let mut state = launcher.ensure(lab.spec()).await.unwrap();
+    let (shim, _) = running(&mut state, 0).await;
+    // What the sidecar's user may do: its directory is its own. The other socket is root's, bound by this process.
+    let control = lab.shim_dir().join("control.sock");
+    let other = lab.dir.path().join("other.sock");
+    let _bound = std::os::unix::net::UnixListener::bind(&other).unwrap();
+    fs::remove_file(&control).unwrap();
+    std::os::unix::fs::symlink(&other, &control).unwrap();
+    let error = lab.launcher().stop("web", Duration::ZERO).await.unwrap_err().to_string();
+    assert!(error.contains("no socket"), "{error}");
+    fs::rename(&other, &control).unwrap();
+    let error = lab.launcher().stop("web", Duration::ZERO).await.unwrap_err().to_string();
+    assert!(error.contains("left alone"), "{error}");
+    assert!(control.exists() && !is_zombie(shim), "what isn't stopped keeps its directory");
+    // Who started it needs no socket to find it.
+    launcher.stop("web", Duration::ZERO).await.unwrap();
+    gone(shim).await;
+    assert!(!lab.shim_dir().exists());
+}
+
+#[tokio::test]
 async fn a_shim_ends_by_sigterm_as_by_a_service_manager() {
     let Some(lab) = Lab::new("sig") else { return };
     let launcher = lab.launcher();

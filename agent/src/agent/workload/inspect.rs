@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+
+use crate::shim::peer;
 
 /// No answer of Envoy's may be larger.
 const LIMIT: usize = 16 << 20;
@@ -69,7 +70,7 @@ fn redact(value: &mut serde_json::Value) {
 }
 
 async fn get(socket: &Path, path: &str) -> Result<bytes::Bytes, Box<dyn std::error::Error + Send + Sync>> {
-    let stream = UnixStream::connect(socket).await?;
+    let stream = peer::connect(socket).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request =
         http::Request::builder().uri(path).header("host", "envoy").body(Empty::<bytes::Bytes>::new())?;
