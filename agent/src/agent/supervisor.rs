@@ -1,7 +1,10 @@
 //! Which workloads live here: those of the files, those that CNI added, and none besides.
 
+mod users;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +13,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::users::{refuse_shared_users, user_of_pod};
 use super::control::chain;
 use super::status::{BrokenFile, Phase, WorkloadStatus};
-use super::workload::{Machine, Origin, POD_UIDS, Shared, WorkloadFiles, WorkloadSpec};
+use super::workload::{Machine, Origin, Shared, WorkloadFiles, WorkloadSpec};
 use crate::relay::write_atomic;
 
 /// Commands that wait; each caller waits for its answer.
@@ -20,6 +24,9 @@ const QUEUE: usize = 64;
 const SPEC_FILE: &str = "workload.json";
 /// How long CNI waits for a live Envoy: the plugin gives up after 20 s, and our words say more than its silence.
 const CNI_PATIENCE: Duration = Duration::from_secs(18);
+
+/// When a directory of files that couldn't be listed is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What becomes of a workload that CNI adds.
 pub type Answer = Result<watch::Receiver<WorkloadStatus>, String>;
@@ -55,6 +62,7 @@ impl Supervisor {
             departures: JoinSet::new(),
             cni: BTreeMap::new(),
             broken: Vec::new(),
+            unlisted: false,
         };
         (Self { commands }, tokio::spawn(task.run(queue, stop)))
     }
@@ -120,30 +128,54 @@ struct Running {
     machine: Machine,
 }
 
+/// A workload on its way out.
+struct Leaving {
+    status: watch::Receiver<WorkloadStatus>,
+    /// Its proxy's user, which is nobody else's until it is gone.
+    uid: u32,
+    /// It couldn't be removed: its status stays, and it may only start again.
+    stuck: bool,
+}
+
 struct Task {
     shared: Arc<Shared>,
     files: WorkloadFiles,
     machines: BTreeMap<String, Running>,
     /// On their way out; the same id may start again only afterwards.
-    leaving: BTreeMap<String, watch::Receiver<WorkloadStatus>>,
-    departures: JoinSet<(String, Vec<oneshot::Sender<bool>>)>,
+    leaving: BTreeMap<String, Leaving>,
+    departures: JoinSet<(String, bool, Vec<oneshot::Sender<bool>>)>,
     /// Container → workload.
     cni: BTreeMap<String, WorkloadSpec>,
     broken: Vec<BrokenFile>,
+    /// The files couldn't be listed.
+    unlisted: bool,
 }
 
 impl Task {
     async fn run(mut self, mut queue: mpsc::Receiver<Command>, stop: CancellationToken) {
-        let remembered = self.recall();
-        self.reconcile(&remembered);
-        self.remove_orphans(remembered).await;
+        match self.recall() {
+            Ok(remembered) => {
+                self.reconcile(&remembered);
+                self.remove_orphans().await;
+            }
+            Err(error) => {
+                tracing::error!(dir = %self.shared.config.state_dir.display(), %error,
+                    "can't read what a former agent left; nothing of it is removed: mend that and restart the agent");
+                self.reconcile(&BTreeMap::new());
+            }
+        }
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = self.files.changed() => self.reconcile(&BTreeMap::new()),
+                () = tokio::time::sleep(LOOK_AGAIN), if self.unlisted => self.reconcile(&BTreeMap::new()),
                 Some(departed) = self.departures.join_next() => {
-                    if let Ok((id, waiting)) = departed {
-                        self.leaving.remove(&id);
+                    if let Ok((id, gone, waiting)) = departed {
+                        if gone {
+                            self.leaving.remove(&id);
+                        } else if let Some(leaving) = self.leaving.get_mut(&id) {
+                            leaving.stuck = true;
+                        }
                         for answer in waiting {
                             let _ = answer.send(true); // who asked may have gone
                         }
@@ -164,12 +196,23 @@ impl Task {
     }
 
     /// The workloads of a former agent.
-    fn recall(&mut self) -> BTreeMap<String, WorkloadSpec> {
+    fn recall(&mut self) -> io::Result<BTreeMap<String, WorkloadSpec>> {
         let dir = self.shared.config.state_dir.join("w");
         let mut specs = BTreeMap::new();
-        for entry in fs::read_dir(&dir).into_iter().flatten().filter_map(Result::ok) {
-            let path = entry.path().join(SPEC_FILE);
-            let Ok(text) = fs::read(&path) else { continue };
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(specs),
+            entries => entries?,
+        };
+        for entry in entries {
+            let path = entry?.path().join(SPEC_FILE);
+            let text = match fs::read(&path) {
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+                {
+                    continue;
+                }
+                text => text?,
+            };
             match serde_json::from_slice::<WorkloadSpec>(&text) {
                 Ok(spec) => {
                     if let Origin::Cni(container) = &spec.origin {
@@ -182,7 +225,7 @@ impl Task {
                 }
             }
         }
-        specs
+        Ok(specs)
     }
 
     /// What should run: the files' workloads and CNI's. A broken file keeps its former version running.
@@ -192,25 +235,26 @@ impl Task {
         for spec in scan.specs.into_values().chain(self.cni.values().cloned()) {
             desired.entry(spec.id()).or_insert(spec);
         }
-        let former: Vec<WorkloadSpec> = self
-            .machines
-            .values()
-            .map(|running| running.spec.clone())
-            .chain(remembered.values().cloned())
-            .collect();
+        let mut former = remembered.clone();
+        former.extend(self.machines.iter().map(|(id, running)| (id.clone(), running.spec.clone())));
+        self.unlisted = scan.unlisted;
+        if scan.unlisted {
+            let files = former.values().filter(|spec| matches!(spec.origin, Origin::File(_)));
+            for spec in files {
+                desired.entry(spec.id()).or_insert_with(|| spec.clone());
+            }
+        }
         for broken in &mut scan.broken {
-            let path = PathBuf::from(&broken.path);
-            if !path.is_file() {
-                continue;
+            if matches!(PathBuf::from(&broken.path).try_exists(), Ok(false)) {
+                continue; // gone since it was listed
             }
             let origin = Origin::File(broken.path.clone());
-            if let Some(spec) = former.iter().find(|spec| spec.origin == origin) {
+            if let Some(spec) = former.values().find(|spec| spec.origin == origin) {
                 broken.running = true;
                 desired.entry(spec.id()).or_insert_with(|| spec.clone());
             }
         }
-        let settled = |id: &str, uid: u32| former.iter().any(|spec| spec.uid == uid && spec.id() == id);
-        refuse_shared_users(&mut desired, settled, &mut scan.broken);
+        refuse_shared_users(&mut desired, &former, &mut scan.broken);
         for broken in &scan.broken {
             if !self.broken.contains(broken) {
                 tracing::error!(path = %broken.path, error = %broken.error, former_version_runs = broken.running,
@@ -221,6 +265,7 @@ impl Task {
         desired
     }
 
+    /// Makes it so. `remembered` is what a former agent left; with the first call it is taken over or removed.
     fn reconcile(&mut self, remembered: &BTreeMap<String, WorkloadSpec>) {
         let desired = self.desired(remembered);
         let superfluous: Vec<String> = self
@@ -232,9 +277,30 @@ impl Task {
         for id in superfluous {
             self.depart(&id, Vec::new());
         }
+        for (id, former) in remembered {
+            let why = match desired.get(id) {
+                None => "its file is gone",
+                Some(spec) if former.needs_restart(spec) => "it has changed while no agent ran",
+                Some(_) => continue,
+            };
+            tracing::info!(workload = %id, "{why}; removing what a former agent left running");
+            self.depart_former(id, former.clone());
+        }
         for (id, spec) in desired {
-            if self.leaving.contains_key(&id) {
+            if self.is_leaving(&id) {
                 continue; // its departure reconciles again
+            }
+            if !self.machines.contains_key(&id)
+                && let Some((other, _)) =
+                    self.leaving.iter().find(|(other, leaving)| leaving.uid == spec.uid && **other != id)
+            {
+                let error =
+                    format!("it starts when {other} is gone, whose proxy still has user {}", spec.uid);
+                tracing::info!(workload = %id, %error, "not yet");
+                if let Origin::File(path) = spec.origin {
+                    self.broken.push(BrokenFile { path, error, running: false });
+                }
+                continue; // likewise
             }
             match self.machines.get_mut(&id) {
                 Some(running) if running.spec == spec => {}
@@ -243,11 +309,16 @@ impl Task {
                     running.machine.update(spec);
                 }
                 None => {
+                    self.leaving.remove(&id); // stuck, if anything: what is left of it is adopted
                     let machine = Machine::start(Arc::clone(&self.shared), spec.clone());
                     self.machines.insert(id, Running { spec, machine });
                 }
             }
         }
+    }
+
+    fn is_leaving(&self, id: &str) -> bool {
+        self.leaving.get(id).is_some_and(|leaving| !leaving.stuck)
     }
 
     fn depart(&mut self, id: &str, waiting: Vec<oneshot::Sender<bool>>) {
@@ -257,25 +328,25 @@ impl Task {
             }
             return;
         };
-        self.leaving.insert(id.to_owned(), running.machine.status());
+        let leaving = Leaving { status: running.machine.status(), uid: running.spec.uid, stuck: false };
+        self.leaving.insert(id.to_owned(), leaving);
         let id = id.to_owned();
         self.departures.spawn(async move {
-            running.machine.remove().await;
-            (id, waiting)
+            let gone = running.machine.remove().await;
+            (id, gone, waiting)
         });
     }
 
-    /// Shims and descriptions that belong to no workload any more.
-    async fn remove_orphans(&mut self, remembered: BTreeMap<String, WorkloadSpec>) {
-        for (id, mut spec) in remembered {
-            if !self.machines.contains_key(&id) {
-                tracing::info!(workload = %id, "its file is gone; removing what a former agent left running");
-                spec.origin = Origin::Orphan;
-                let machine = Machine::start(Arc::clone(&self.shared), spec.clone());
-                self.machines.insert(id.clone(), Running { spec, machine });
-                self.depart(&id, Vec::new());
-            }
-        }
+    /// Removes what a former agent left of a workload.
+    fn depart_former(&mut self, id: &str, mut spec: WorkloadSpec) {
+        spec.origin = Origin::Orphan;
+        let machine = Machine::start(Arc::clone(&self.shared), spec.clone());
+        self.machines.insert(id.to_owned(), Running { spec, machine });
+        self.depart(id, Vec::new());
+    }
+
+    /// Stops shims that belong to no workload any more.
+    async fn remove_orphans(&self) {
         let known: BTreeSet<String> = self.machines.keys().chain(self.leaving.keys()).cloned().collect();
         match self.shared.launcher.list().await {
             Ok(found) => {
@@ -316,7 +387,7 @@ impl Task {
                     .machines
                     .values()
                     .map(|running| running.machine.status().borrow().clone())
-                    .chain(self.leaving.values().map(|status| status.borrow().clone()))
+                    .chain(self.leaving.values().map(|leaving| leaving.status.borrow().clone()))
                     .collect();
                 all.sort_by(|a, b| a.id.cmp(&b.id));
                 let _ = answer.send((all, self.broken.clone()));
@@ -330,22 +401,9 @@ impl Task {
             return Ok(former.uid);
         }
         let pods = self.cni.values().map(|pod| (pod.uid, pod.id()));
-        let taken: BTreeMap<u32, String> =
-            pods.chain(self.machines.iter().map(|(id, running)| (running.spec.uid, id.clone()))).collect();
-        if POD_UIDS.contains(&spec.uid) {
-            return POD_UIDS
-                .into_iter()
-                .find(|uid| !taken.contains_key(uid))
-                .ok_or_else(|| "no user is free for its proxy: too many pods".to_owned());
-        }
-        match taken.get(&spec.uid) {
-            None => Ok(spec.uid),
-            Some(other) => Err(format!(
-                "{} is the user of {other}'s proxy already, and with one user each could take the other's key; take \
-                 proxyUids out of the plugin's redirect, and each proxy gets a user of its own",
-                spec.uid
-            )),
-        }
+        let running = self.machines.iter().map(|(id, running)| (running.spec.uid, id.clone()));
+        let leaving = self.leaving.iter().map(|(id, leaving)| (leaving.uid, id.clone()));
+        user_of_pod(spec.uid, &pods.chain(running).chain(leaving).collect())
     }
 
     fn add(&mut self, mut spec: WorkloadSpec) -> Answer {
@@ -354,7 +412,7 @@ impl Task {
         };
         spec.uid = self.user_of(&container, &spec)?;
         let id = spec.id();
-        if self.leaving.contains_key(&id) {
+        if self.is_leaving(&id) {
             return Err(format!("the former {} is still draining; try again", spec.node_id()));
         }
         if let Some(running) = self.machines.get(&id)
@@ -374,61 +432,8 @@ impl Task {
     }
 }
 
-/// Of those who share a user, keeps the one that already runs, or else the first.
-fn refuse_shared_users(
-    desired: &mut BTreeMap<String, WorkloadSpec>,
-    settled: impl Fn(&str, u32) -> bool,
-    broken: &mut Vec<BrokenFile>,
-) {
-    let mut order: Vec<(String, u32)> = desired.iter().map(|(id, spec)| (id.clone(), spec.uid)).collect();
-    order.sort_by_key(|(id, uid)| !settled(id, *uid));
-    let mut users: BTreeMap<u32, String> = BTreeMap::new();
-    for (id, uid) in order {
-        let Some(other) = users.get(&uid) else {
-            users.insert(uid, id);
-            continue;
-        };
-        let error = format!(
-            "ursa.proxyUid: {uid} is the user of {other}'s proxy already, and with one user each could take the \
-             other's key; name a user of its own"
-        );
-        if let Some(WorkloadSpec { origin: Origin::File(path), .. }) = desired.remove(&id) {
-            broken.push(BrokenFile { path, error, running: false });
-        }
-    }
-}
-
-fn persist(dir: &Path, spec: &WorkloadSpec) -> std::io::Result<()> {
+fn persist(dir: &Path, spec: &WorkloadSpec) -> io::Result<()> {
     fs::create_dir_all(dir)?;
-    let text = serde_json::to_vec_pretty(spec).map_err(std::io::Error::other)?;
+    let text = serde_json::to_vec_pretty(spec).map_err(io::Error::other)?;
     write_atomic(&dir.join(SPEC_FILE), &text, 0o600, None)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::agent::config::AgentConfig;
-
-    fn workload(name: &str, uid: u32) -> (String, WorkloadSpec) {
-        let text = format!(
-            "type: Dataplane\nmesh: default\nname: {name}\nnetworking: {{address: 10.0.0.1, inbound: [{{port: 80}}]}}\n\
-             ursa: {{proxyUid: {uid}}}\n"
-        );
-        let origin = Origin::File(format!("/w/{name}.yaml"));
-        let spec = WorkloadSpec::from_yaml(&text, origin, &AgentConfig::default()).unwrap();
-        (spec.id(), spec)
-    }
-
-    #[test]
-    fn of_two_proxies_with_one_user_the_running_one_stays() {
-        for (running, refused) in [("default.a", "/w/b.yaml"), ("default.b", "/w/a.yaml")] {
-            let mut desired = BTreeMap::from([workload("a", 7), workload("b", 7), workload("c", 8)]);
-            let mut broken = Vec::new();
-            refuse_shared_users(&mut desired, |id, _| id == running, &mut broken);
-            assert_eq!(desired.keys().map(String::as_str).collect::<Vec<_>>(), [running, "default.c"]);
-            assert_eq!(broken.len(), 1);
-            assert_eq!(broken[0].path, refused);
-            assert!(broken[0].error.contains("user of its own"), "{}", broken[0].error);
-        }
-    }
 }

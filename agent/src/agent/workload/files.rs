@@ -28,6 +28,8 @@ pub struct Scan {
     pub specs: BTreeMap<PathBuf, WorkloadSpec>,
     /// Files that describe none.
     pub broken: Vec<BrokenFile>,
+    /// The directory couldn't be listed: nothing is known of the files, least of all that they are gone.
+    pub unlisted: bool,
 }
 
 #[derive(Debug)]
@@ -81,12 +83,17 @@ impl WorkloadFiles {
     /// Reads the whole directory.
     pub fn scan(&self, config: &AgentConfig) -> Scan {
         let mut scan = Scan::default();
-        let mut paths: Vec<PathBuf> = match fs::read_dir(&self.dir) {
-            Ok(entries) => entries.filter_map(Result::ok).map(|entry| entry.path()).collect(),
+        let listed = fs::read_dir(&self.dir)
+            .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect());
+        let mut paths: Vec<PathBuf> = match listed {
+            Ok(paths) => paths,
             Err(error) => {
+                scan.unlisted = true;
                 scan.broken.push(BrokenFile {
                     path: self.dir.display().to_string(),
-                    error: format!("can't list the directory: {error}"),
+                    error: format!(
+                        "can't list the directory: {error}; its workloads stay as they are, and it is tried again"
+                    ),
                     running: false,
                 });
                 return scan;
@@ -147,5 +154,9 @@ mod tests {
         let broken: Vec<_> = scan.broken.iter().map(|file| file.error.as_str()).collect();
         assert_eq!(broken.len(), 2, "{broken:?}");
         assert!(broken.iter().any(|error| error.contains("already described")), "{broken:?}");
+        assert!(!scan.unlisted);
+        fs::remove_dir_all(dir.path()).unwrap();
+        let scan = files.scan(&AgentConfig::default());
+        assert!(scan.unlisted && scan.broken[0].error.contains("stay as they are"), "{:?}", scan.broken);
     }
 }

@@ -2,6 +2,7 @@
 //! drain → stop. The traffic is closed from the redirect on, whatever happens afterwards.
 
 mod keep;
+mod leave;
 mod progress;
 
 use std::fs;
@@ -62,7 +63,8 @@ pub struct Machine {
     status: watch::Receiver<WorkloadStatus>,
     leave: CancellationToken,
     detach: CancellationToken,
-    task: JoinHandle<()>,
+    /// Whether nothing of the workload is left.
+    task: JoinHandle<bool>,
 }
 
 impl Machine {
@@ -77,8 +79,8 @@ impl Machine {
             let (leave, detach) = (leave.clone(), detach.clone());
             async move {
                 tokio::select! {
-                    () = detach.cancelled() => {}
-                    () = life.run(leave) => {}
+                    () = detach.cancelled() => false,
+                    gone = life.run(leave) => gone,
                 }
             }
         });
@@ -95,12 +97,13 @@ impl Machine {
         self.status.clone()
     }
 
-    /// Drains, stops and removes everything of the workload.
-    pub async fn remove(self) {
+    /// Drains, stops and removes everything of the workload. Returns whether that succeeded.
+    pub async fn remove(self) -> bool {
         self.leave.cancel();
-        if let Err(error) = self.task.await {
+        self.task.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a workload's task failed while it was removed");
-        }
+            false
+        })
     }
 
     /// Ends the task and leaves the workload running, for the next agent.
@@ -172,13 +175,13 @@ impl Life {
         }
     }
 
-    async fn run(mut self, leave: CancellationToken) {
+    async fn run(mut self, leave: CancellationToken) -> bool {
         tokio::select! {
             biased; // what is to leave at once starts nothing
             () = leave.cancelled() => {}
             () = self.live() => {}
         }
-        self.tear_down().await;
+        self.tear_down().await
     }
 
     /// Everything up to being told to leave. Never returns by itself.
@@ -334,11 +337,10 @@ impl Life {
         let dir = launcher.dir(&self.id);
         let bootstrap = bootstrap::bootstrap(&self.spec, &dir).to_string();
         let file = dir.join(BOOTSTRAP_FILE);
-        if fs::read_to_string(&file).ok().as_deref() != Some(&bootstrap) {
-            fs::create_dir_all(&dir)
-                .and_then(|()| write_atomic(&file, bootstrap.as_bytes(), 0o644, None))
-                .map_err(|error| format!("can't write {}: {error}", file.display()))?;
-        }
+        // Never read back: the directory is the proxy's, who might put a pipe there that nobody writes to.
+        fs::create_dir_all(&dir)
+            .and_then(|()| write_atomic(&file, bootstrap.as_bytes(), 0o644, None))
+            .map_err(|error| format!("can't write {}: {error}", file.display()))?;
         self.write_names(None).await;
         let spec = ShimSpec {
             id: self.id.clone(),
@@ -435,28 +437,5 @@ impl Life {
                 tracing::warn!(workload = %self.id, error = %chain(&error), "the shim didn't take the table of names");
             }
         }
-    }
-
-    /// Drain, stop, rules gone. Everything is tried, whatever fails before it.
-    async fn tear_down(mut self) {
-        self.set_phase(Phase::Draining);
-        self.shared.session.deregister(&self.spec.mesh, &self.spec.name).await;
-        let drain = Duration::from_secs(self.shared.config.drain_seconds.into());
-        if let Err(error) = self.shared.launcher.stop(&self.id, drain).await {
-            tracing::error!(workload = %self.id, error = %chain(&error), "the shim isn't gone cleanly");
-        }
-        // Last: until here the rules keep the traffic closed.
-        if let Err(error) = redirect::remove(&self.spec).await {
-            tracing::error!(workload = %self.id, %error, "rules are left behind");
-        }
-        let dir = self.shared.state_dir(&self.id);
-        match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::error!(dir = %dir.display(), %error, "files are left behind");
-            }
-            _ => {}
-        }
-        self.set_phase(Phase::Stopped);
-        tracing::info!(workload = %self.id, "the workload is gone");
     }
 }
