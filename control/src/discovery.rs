@@ -400,3 +400,20 @@ fn revoked(node: &NodeRecord) -> Status {
 fn shutting_down() -> Status {
     Status::unavailable("the control plane is shutting down; reconnect")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rejection_is_cut_between_characters() {
+        let long = Rejection { name: "n".into(), version: "1".into(), message: "aä".repeat(4096) };
+        let short = shorten(long);
+        assert_eq!((short.name.as_str(), short.message.len()), ("n", 4096));
+        let odd =
+            shorten(Rejection { name: "ä".repeat(1024), message: "ä".into(), version: String::new() });
+        assert_eq!((odd.name.len(), odd.message.as_str()), (1024, "ä"));
+        let off = shorten(Rejection { message: format!("a{}", "ä".repeat(4096)), ..odd });
+        assert_eq!(off.message.len(), 4095, "a character would be cut in two");
+    }
+}

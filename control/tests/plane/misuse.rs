@@ -1,14 +1,19 @@
 //! A workload can't get another's identity: each attempt is refused with a reason, and yields no certificate.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
-use crate::support::{Key, Node, Plane, dataplane, join};
+use crate::support::{Key, Node, PATIENCE, Plane, dataplane, join};
+use serde_json::json;
 use tonic::Code;
 use ursa_control::identity::ca;
 use ursa_control::tokens::{DataplaneClaims, TokenKind};
-use ursa_wire::session::ControlEvent;
+use ursa_wire::session::{ControlEvent, NodeEvent, Register};
 use ursa_wire::{tls, type_url};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// Nobody takes a message for so long: nobody will.
+const STUCK: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ticket_belongs_to_the_first_key_that_uses_it() {
@@ -189,4 +194,33 @@ async fn a_token_vouches_until_it_is_revoked() {
     let refused = node.issue("api-1", csr).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
     assert!(refused.message().contains("is revoked"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_does_not_read_can_not_outlive_its_revocation() {
+    let plane = Plane::start().await;
+    let node = plane.node(&["web"]).await;
+    let mut session = node.session().await;
+    session.registered("web-1", "web", "10.0.0.1").await;
+
+    // Answers that nobody reads fill the way back, and then the control plane takes no more either.
+    let stuck = async {
+        let nonsense = Register {
+            dataplane_json: json!({"type": "x".repeat(16 << 10)}).to_string(),
+            ..Register::default()
+        };
+        let event = NodeEvent::Register(nonsense);
+        while tokio::time::timeout(STUCK, session.sender.send(event.clone().into())).await.is_ok() {}
+    };
+    tokio::time::timeout(PATIENCE, stuck).await.expect("it is stuck in the end");
+
+    let id = &node.certificate.node_id;
+    assert!(plane.rooms.is_connected(id));
+    plane.rooms.set_revoked(id, true, "the operator").await.unwrap();
+    let ended = async {
+        while plane.rooms.is_connected(id) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ended).await.expect("the session ends");
 }
