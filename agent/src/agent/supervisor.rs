@@ -437,3 +437,6 @@ fn persist(dir: &Path, spec: &WorkloadSpec) -> io::Result<()> {
     let text = serde_json::to_vec_pretty(spec).map_err(io::Error::other)?;
     write_atomic(&dir.join(SPEC_FILE), &text, 0o600, None)
 }
+
+#[cfg(test)]
+mod tests;
