@@ -87,7 +87,7 @@ impl Ground {
         assert_eq!(differences(&before, &self.stored()), "", "something was stored");
     }
 
-    /// Everything that the API lists: where → a digest of what, for there are keys among it.
+    /// Everything that the API lists and somebody wrote: where → a digest of what, for there are keys among it.
     fn stored(&self) -> BTreeMap<String, u64> {
         let ask = |path: &str| {
             let reply = http::ask(&self.control.socket, "GET", path, None, Duration::from_secs(30)).unwrap();
@@ -97,6 +97,10 @@ impl Ground {
         let mut found = BTreeMap::new();
         for kind in ask("/_resources")["resources"].as_array().unwrap() {
             let path = kind["path"].as_str().unwrap();
+            // Counted when it is asked for, and says when that was.
+            if path == "mesh-insights" {
+                continue;
+            }
             for item in ask(&format!("/{path}?size=1000"))["items"].as_array().unwrap() {
                 let mut digest = std::hash::DefaultHasher::new();
                 item.to_string().hash(&mut digest);
