@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use ursa_init::in_netns;
@@ -134,7 +134,7 @@ impl Namespace {
             } else {
                 std::net::Ipv6Addr::UNSPECIFIED.into()
             };
-            let socket = UdpSocket::bind((any, from_port)).expect("the port is free");
+            let socket = bound((any, from_port).into());
             socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
             let ask = || {
                 socket.connect(to)?;
@@ -145,6 +145,20 @@ impl Namespace {
             };
             ask().map_err(|e: std::io::Error| e.kind())
         })
+    }
+}
+
+/// A socket on a port that an earlier one has left. A program that another test of this process starts holds a copy
+/// of the earlier one between its fork and its exec, and with it the port.
+fn bound(at: SocketAddr) -> UdpSocket {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match UdpSocket::bind(at) {
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::yield_now();
+            }
+            bound => return bound.expect("the port is free"),
+        }
     }
 }
 
