@@ -1,0 +1,59 @@
+//! People's commands. A runtime's calls never come here.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::explain;
+
+const HELP: &str = "\
+The container runtime starts ursa-cni itself (CNI 0.3.0 to 1.1.0), chained in a conflist:
+
+  {\"cniVersion\": \"1.0.0\", \"name\": \"pods\", \"plugins\": [
+    {\"type\": \"bridge\", \"bridge\": \"cni0\", \"ipam\": {\"type\": \"host-local\", \"subnet\": \"10.9.0.0/16\"}},
+    {\"type\": \"ursa-cni\",
+     \"capabilities\": {\"io.kubernetes.cri.pod-annotations\": true},
+     \"excludeNamespaces\": [\"kube-system\"]}]}
+
+A pod is meshed when its annotation kuma.io/sidecar-injection is `enabled`; `annotations` and `labels` in the
+plugin's configuration apply to every pod of the network, and the pod's own win.
+Other keys: runDir (/run/ursa; where agent.sock is), redirect (see `ursa-init --help`; by default group 5678 is exempt, and
+each proxy has a user of its own), workload (for the agent: name, mesh, labels, ports).
+
+A pod's annotations kuma.io/mesh and kuma.io/workload say its mesh and, with that, its SPIFFE id, except where
+workload.mesh and the label kuma.io/workload in workload.labels are set: these win, always. Set them wherever
+those who write pods aren't trusted to choose an identity.
+
+Examples:
+  ursa-cni explain pod.yaml                        # is this pod meshed, by whose word, and how
+  CNI_COMMAND=VERSION ursa-cni < /dev/null         # what a runtime asks first
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.";
+
+/// The CNI plugin of Ursa: puts pods into the mesh as they start.
+#[derive(Debug, Parser)]
+#[command(name = "ursa-cni", version, about, after_help = HELP, max_term_width = 120)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say whether a pod is meshed and who decides that, from its manifest
+    Explain(explain::Arguments),
+}
+
+/// Runs the command that the process's arguments name.
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Explain(arguments) => explain::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ursa-cni: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The CNI plugin of Ursa: puts pods into the mesh, chained after the plugin that gives the pod its addresses.
+//!
+//! A runtime's call ([`runtime`]) calls no API server, holds no token and starts no other program: the decision comes
+//! with the configuration, the redirect goes to the kernel by netlink, the sidecar is the agent's work. People's
+//! commands are [`cli`].
+
+mod agent;
+pub mod cli;
+mod config;
+mod explain;
+pub mod runtime;
+mod spec;
+mod verbs;
