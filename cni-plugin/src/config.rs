@@ -161,7 +161,7 @@ impl NetConf {
 
 fn ports(text: &str) -> Result<Vec<Ports>, String> {
     let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-    items.map(|item| item.parse().map_err(|e: ursa_init::intent::ParsePortsError| e.to_string())).collect()
+    items.map(|item| item.parse().map_err(|e: ursa_init::intent::ParseSpanError| e.to_string())).collect()
 }
 
 #[cfg(test)]

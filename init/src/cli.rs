@@ -9,7 +9,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
-use crate::intent::{DnsCapture, Ports, RedirectIntent};
+use crate::intent::{DnsCapture, Ids, Ports, RedirectIntent};
 use crate::netns::Netns;
 use crate::plan::Plan;
 
@@ -148,7 +148,7 @@ struct Options {
     exclude_outbound_cidrs: Vec<IpNet>,
     /// Leave these users alone
     #[arg(long, env = "URSA_EXCLUDE_OUTBOUND_UIDS", value_delimiter = ',', value_name = "UID")]
-    exclude_outbound_uids: Vec<u32>,
+    exclude_outbound_uids: Vec<Ids>,
     /// Which lookups to redirect
     #[arg(long, env = "URSA_DNS", value_name = "WHICH")]
     dns: Option<DnsChoice>,

@@ -52,6 +52,20 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A workload's slice isn't there.
+    #[error(
+        "can't look up the cgroup {}{hint}; nothing was changed",
+        path.display()
+    )]
+    Cgroup {
+        /// Where it should be.
+        path: PathBuf,
+        /// What to do.
+        hint: Hint,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel's answer makes no sense.
     #[error("the kernel's answer to '{what}' can't be understood: {detail}")]
     Answer {

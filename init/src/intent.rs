@@ -1,13 +1,19 @@
 //! What the operator wants redirected: one typed, validated document, read from YAML, JSON, flags or the agent.
 
-mod ports;
+mod cgroup;
+mod interface;
+mod span;
+mod validate;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-pub use ports::{ParsePortsError, Ports};
+pub use cgroup::{Cgroup, ParseCgroupError};
+pub use interface::{Interface, ParseInterfaceError};
+pub use span::{Ids, ParseSpanError, Ports, Span};
+pub use validate::{InvalidIntent, Violation};
 
 /// The redirect of one network namespace.
 ///
@@ -27,12 +33,28 @@ pub struct RedirectIntent {
     pub outbound: Outbound,
     /// Name lookups of the workload.
     pub dns: Dns,
+    /// Several workloads that share the namespace, each with a proxy of its own. With any, `inbound`, `outbound` and
+    /// `dns` are said per workload, and what belongs to no workload is left alone, mesh addresses apart.
+    pub workloads: Vec<Workload>,
+    /// The interfaces that the redirect concerns.
+    pub interfaces: Interfaces,
+    /// Interfaces behind which guests live (Docker, `KubeVirt`): what arrives by them is opened by a guest.
+    pub bridges: Vec<Bridge>,
     /// Redirect IPv4.
     pub ipv4: bool,
     /// Redirect IPv6.
     pub ipv6: bool,
     /// Addresses that belong to the mesh: routed to `lo`, always redirected, never let out.
     pub vip_ranges: Vec<IpNet>,
+    /// The mark and the routing table of workloads with `inbound.mode: tproxy`.
+    pub tproxy: Tproxy,
+    /// Discard packets that belong to no connection (out of window): not translated, they would reach the
+    /// application and make it reset a healthy connection.
+    pub drop_invalid: bool,
+    /// Trace the way of every TCP and UDP packet through all rules (`nft monitor trace`). Slow; for a diagnosis.
+    pub trace: bool,
+    /// Whether to translate addresses before or after other programs that do (Docker, kube-proxy).
+    pub position: Position,
 }
 
 impl Default for RedirectIntent {
@@ -44,9 +66,16 @@ impl Default for RedirectIntent {
             inbound: Inbound::default(),
             outbound: Outbound::default(),
             dns: Dns::default(),
+            workloads: Vec::new(),
+            interfaces: Interfaces::default(),
+            bridges: Vec::new(),
             ipv4: true,
             ipv6: true,
             vip_ranges: default_vip_ranges(),
+            tproxy: Tproxy::default(),
+            drop_invalid: false,
+            trace: false,
+            position: Position::First,
         }
     }
 }
@@ -58,6 +87,26 @@ pub fn default_vip_ranges() -> Vec<IpNet> {
     vec![v4(241), v4(242), v4(243), IpNet::V6(v6)]
 }
 
+/// One of several workloads in a namespace: who it is, and its proxy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Workload {
+    /// Its name, unique in the namespace; shown beside its rules.
+    pub name: String,
+    /// The users that it runs as, and nothing else does.
+    pub uids: Vec<Ids>,
+    /// The slices that it runs in. They must exist when the rules are put in place; see [`Cgroup`].
+    pub slices: Vec<Cgroup>,
+    /// User ids of its proxy.
+    pub proxy_uids: Vec<u32>,
+    /// Connections that arrive at it; `includePorts` says which ports are its own.
+    pub inbound: Inbound,
+    /// Connections that it opens.
+    pub outbound: Outbound,
+    /// Its name lookups.
+    pub dns: Dns,
+}
+
 /// Which arriving connections go to the proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -66,12 +115,18 @@ pub struct Inbound {
     pub enabled: bool,
     /// The proxy's inbound port.
     pub port: u16,
+    /// How connections reach the proxy.
+    pub mode: InboundMode,
     /// Only these ports; empty means all but the excluded ones.
     pub include_ports: Vec<Ports>,
     /// Ports that are left alone. Ignored for ports that are listed in `includePorts`.
     pub exclude_ports: Vec<Ports>,
-    /// Sources whose connections are left alone (for example the kubelet's probes).
+    /// Only connections from these sources; empty means all but the excluded ones.
+    pub include_cidrs: Vec<IpNet>,
+    /// Sources whose connections are left alone.
     pub exclude_cidrs: Vec<IpNet>,
+    /// The kubelet's probes, which come without a certificate.
+    pub probes: Probes,
 }
 
 impl Default for Inbound {
@@ -79,10 +134,52 @@ impl Default for Inbound {
         Self {
             enabled: true,
             port: 15006,
+            mode: InboundMode::Redirect,
             include_ports: Vec::new(),
             exclude_ports: Vec::new(),
+            include_cidrs: Vec::new(),
             exclude_cidrs: Vec::new(),
+            probes: Probes::default(),
         }
+    }
+}
+
+/// How arriving connections reach the proxy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum InboundMode {
+    /// The destination is rewritten; the application sees the proxy's address.
+    #[default]
+    Redirect,
+    /// The connection is handed over as it is, and the application may see the client's address. The proxy needs
+    /// `NET_ADMIN` and a transparent listener.
+    Tproxy,
+}
+
+/// Connections of the kubelet that go past the proxy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Probes {
+    /// The node's addresses, from which the kubelet probes. None means no exemption.
+    pub sources: Vec<IpAddr>,
+    /// The ports that it probes; empty means all.
+    pub ports: Vec<Ports>,
+}
+
+/// What [`InboundMode::Tproxy`] uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Tproxy {
+    /// The mark of the proxy's connections to the application; the same as in Envoy's `original_src` filter.
+    pub mark: u32,
+    /// The routing table that brings the application's answers to the proxy.
+    pub route_table: u32,
+}
+
+impl Default for Tproxy {
+    /// Istio's numbers, so that Envoy configurations can be taken over.
+    fn default() -> Self {
+        Self { mark: 1337, route_table: 133 }
     }
 }
 
@@ -103,7 +200,13 @@ pub struct Outbound {
     /// Destinations that are left alone. Mesh addresses are redirected all the same.
     pub exclude_cidrs: Vec<IpNet>,
     /// Users whose traffic is left alone, lookups included; mesh addresses are closed to them.
-    pub exclude_uids: Vec<u32>,
+    pub exclude_uids: Vec<Ids>,
+    /// Users and groups of whose traffic a part is left alone; mesh addresses are closed to it.
+    pub exclude_owners: Vec<OwnerExclusion>,
+    /// Only traffic of these groups; empty means all. The rest is left alone, lookups included.
+    pub include_gids: Vec<Ids>,
+    /// Groups whose traffic is left alone, lookups included.
+    pub exclude_gids: Vec<Ids>,
 }
 
 impl Default for Outbound {
@@ -116,8 +219,33 @@ impl Default for Outbound {
             include_cidrs: Vec::new(),
             exclude_cidrs: Vec::new(),
             exclude_uids: Vec::new(),
+            exclude_owners: Vec::new(),
+            include_gids: Vec::new(),
+            exclude_gids: Vec::new(),
         }
     }
+}
+
+/// A part of somebody's traffic: users × protocol × ports (Kuma's `excludePortsForUIDs`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct OwnerExclusion {
+    /// The users.
+    pub uids: Vec<Ids>,
+    /// The protocol; both without it.
+    pub protocol: Option<Transport>,
+    /// The destination ports; empty means all.
+    pub ports: Vec<Ports>,
+}
+
+/// A protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
 }
 
 /// Which lookups go to the shim.
@@ -162,97 +290,37 @@ pub enum DnsCapture {
     Resolvers,
 }
 
-/// One thing that is wrong with an intent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Violation {
-    /// Path of the field, as written in the document.
-    pub field: String,
-    /// What is wrong and what would be right.
-    pub message: String,
+/// The interfaces that the redirect concerns. The guards around mesh addresses hold on all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Interfaces {
+    /// Only traffic by these (and `lo`); empty means all but the excluded ones.
+    pub include: Vec<Interface>,
+    /// Traffic by these is left alone, lookups included.
+    pub exclude: Vec<Interface>,
 }
 
-/// Everything that is wrong with an intent.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the redirect's configuration is invalid: {}", list(.0))]
-pub struct InvalidIntent(pub Vec<Violation>);
-
-fn list(violations: &[Violation]) -> String {
-    violations.iter().map(|v| format!("{}: {}", v.field, v.message)).collect::<Vec<_>>().join("; ")
+/// An interface behind which guests live. Their lookups and the connections that they open go to the proxy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Bridge {
+    /// The interface (`docker0`, `br+`).
+    pub interface: Interface,
+    /// The guests' own networks (Kuma's `vnet`): connections to them count as arriving, and only families that are
+    /// listed here are concerned. Empty (`KubeVirt`): every connection counts as opened.
+    #[serde(default)]
+    pub local_cidrs: Vec<IpNet>,
 }
 
-impl RedirectIntent {
-    /// Checks the whole document and returns every violation, not only the first.
-    pub fn validate(&self) -> Result<(), InvalidIntent> {
-        let mut found = Vec::new();
-        let mut say =
-            |field: &str, message: String| found.push(Violation { field: field.to_owned(), message });
-
-        if self.proxy_uids.is_empty() && self.proxy_gids.is_empty() && self.proxy_mark.is_none() {
-            let hint = "name the proxy by at least one of proxyUids, proxyGids, proxyMark: without it the proxy's \
-                        own connections would be sent back to it";
-            say("proxyUids", hint.to_owned());
-        }
-        for (i, uid) in self.proxy_uids.iter().enumerate() {
-            let field = format!("proxyUids[{i}]");
-            match *uid {
-                0 => say(
-                    &field,
-                    "0 (root) can't be the proxy: everything root does would go past the mesh".to_owned(),
-                ),
-                u32::MAX => say(&field, format!("{uid} is not a user id")),
-                _ if self.outbound.exclude_uids.contains(uid) => {
-                    say(&field, format!("{uid} is also listed in outbound.excludeUids; list it once"));
-                }
-                _ => {}
-            }
-        }
-        if self.proxy_mark == Some(0) {
-            say("proxyMark", "0 is the mark of every unmarked packet; choose another".to_owned());
-        }
-        for (field, on, port) in [
-            ("inbound.port", self.inbound.enabled, self.inbound.port),
-            ("outbound.port", self.outbound.enabled, self.outbound.port),
-            ("dns.port", self.dns.enabled, self.dns.port),
-        ] {
-            if on && port == 0 {
-                say(field, "must be between 1 and 65535".to_owned());
-            }
-        }
-        if self.inbound.enabled && self.outbound.enabled && self.inbound.port == self.outbound.port {
-            say("outbound.port", format!("{} is already the inbound port", self.outbound.port));
-        }
-        for (field, on, port) in [
-            ("inbound.port", self.inbound.enabled, self.inbound.port),
-            ("outbound.port", self.outbound.enabled, self.outbound.port),
-        ] {
-            if on && self.dns.enabled && port == self.dns.port {
-                say("dns.port", format!("{port} is already {field}; the shim serves DNS over TCP too"));
-            }
-        }
-        if !self.ipv4 && !self.ipv6 {
-            say("ipv4", "at least one of ipv4 and ipv6 must be true".to_owned());
-        }
-        if self.dns.enabled && self.dns.capture == DnsCapture::Resolvers && self.dns.resolvers.is_empty() {
-            say("dns.resolvers", "must list at least one address with capture: resolvers".to_owned());
-        }
-        for (i, range) in self.vip_ranges.iter().enumerate() {
-            let field = format!("vipRanges[{i}]");
-            if range.prefix_len() == 0 {
-                say(&field, format!("{range} would close the whole network"));
-            }
-            if range.trunc().contains(&loopback(range)) {
-                say(&field, format!("{range} contains the loopback address"));
-            }
-        }
-        if found.is_empty() { Ok(()) } else { Err(InvalidIntent(found)) }
-    }
-}
-
-fn loopback(range: &IpNet) -> IpAddr {
-    match range {
-        IpNet::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpNet::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    }
+/// Where our translation of addresses stands among that of other programs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Position {
+    /// Before them.
+    #[default]
+    First,
+    /// After them.
+    Last,
 }
 
 #[cfg(test)]
@@ -279,8 +347,8 @@ mod tests {
                 "outbound.port",
                 "dns.port",
                 "dns.port",
-                "ipv4",
                 "dns.resolvers",
+                "ipv4",
                 "vipRanges[0]",
                 "vipRanges[0]"
             ]

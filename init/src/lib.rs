@@ -16,6 +16,7 @@
 //! # Ok(()) }
 //! ```
 
+mod cgroup;
 pub mod cli;
 mod error;
 pub mod intent;

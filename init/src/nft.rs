@@ -10,6 +10,7 @@ mod ruleset;
 use std::io;
 use std::time::{Duration, Instant};
 
+use crate::cgroup::Cgroups;
 use crate::error::{Error, libc_errno};
 use crate::netlink::{
     NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, Socket, Writer, attribute, be32, text,
@@ -52,7 +53,7 @@ fn attempts() -> impl Iterator<Item = usize> {
 
 /// Puts the plan's rules in place in the calling thread's network namespace; returns whether anything changed.
 pub fn apply(plan: &Plan) -> Result<bool, Error> {
-    apply_ruleset(&mut Kernel::open(TABLE)?, &encode::ruleset(plan))
+    apply_ruleset(&mut Kernel::open(TABLE)?, &encode::ruleset(plan, &Cgroups::resolve(plan)?))
 }
 
 fn apply_ruleset(kernel: &mut Kernel, wanted: &Ruleset) -> Result<bool, Error> {
@@ -107,7 +108,7 @@ pub fn read_back() -> Result<Option<Ruleset>, Error> {
 
 /// The differences between the kernel (`-`) and the plan (`+`).
 pub fn diff(plan: &Plan) -> Result<Vec<String>, Error> {
-    let wanted = encode::ruleset(plan);
+    let wanted = encode::ruleset(plan, &Cgroups::resolve(plan)?);
     let found = read_back()?.unwrap_or_default();
     let lines = difference(&found.lines(Counters::Hide), &wanted.lines(Counters::Hide));
     // The text could hide what the bytes show.
@@ -119,7 +120,7 @@ pub fn diff(plan: &Plan) -> Result<Vec<String>, Error> {
 
 /// The plan as the text of nftables rules, without touching any kernel.
 pub fn render(plan: &Plan) -> Vec<String> {
-    encode::ruleset(plan).lines(Counters::Hide)
+    encode::ruleset(plan, &Cgroups::default()).lines(Counters::Hide)
 }
 
 /// What became of a batch.

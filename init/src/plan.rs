@@ -6,12 +6,13 @@
 mod compile;
 pub mod simulate;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::intent::Ports;
+use crate::intent::{Cgroup, Ids, Interface, Ports};
 
 /// The address from which the proxy delivers to the application, so that the delivery isn't captured again.
 pub const PASSTHROUGH_V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 6));
@@ -27,13 +28,31 @@ pub struct Plan {
     pub local_routes: Vec<IpNet>,
     /// Addresses that `lo` needs.
     pub loopback_addresses: Vec<IpAddr>,
+    /// Where the application's answers to a transparent proxy are routed.
+    pub policy_route: Option<PolicyRoute>,
 }
+
+/// Packets with a mark are looked up in a table of their own, in which everything is local.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolicyRoute {
+    /// The mark.
+    pub mark: u32,
+    /// The table.
+    pub table: u32,
+    /// Whether IPv4 needs it.
+    pub ipv4: bool,
+    /// Whether IPv6 needs it.
+    pub ipv6: bool,
+}
+
+/// A chain's name inside our table.
+pub type ChainName = Cow<'static, str>;
 
 /// A list of rules, either hooked into the packet's way or jumped to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     /// Its name inside our table.
-    pub name: &'static str,
+    pub name: ChainName,
     /// Where it is hooked in; `None` for a chain that is jumped to.
     pub hook: Option<Hook>,
     /// Its rules, first match with a verdict wins.
@@ -58,6 +77,8 @@ pub enum HookKind {
     Filter,
     /// Rewrite the destination; sees the first packet of a connection.
     Nat,
+    /// Change what routing looks at (a mark); the packet is routed again.
+    Route,
 }
 
 /// A point on the packet's way.
@@ -77,7 +98,7 @@ pub struct Rule {
     /// What happens.
     pub action: Action,
     /// Why the rule exists, shown to the operator and stored beside the rule.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
 }
 
 /// An IP family.
@@ -132,21 +153,27 @@ pub enum Match {
     /// The destination is an address of this namespace.
     DestinationIsLocal,
     /// The packet arrived by this interface.
-    InInterface(&'static str),
-    /// The packet arrived by another interface than this one.
-    NotInInterface(&'static str),
+    InInterface(Interface),
     /// The packet leaves by this interface.
-    OutInterface(&'static str),
+    OutInterface(Interface),
     /// The sending socket's user id.
-    Uid(u32),
+    Uid(Ids),
     /// The sending socket's group id.
-    Gid(u32),
+    Gid(Ids),
+    /// The sending socket has another group id; a packet without a socket doesn't match.
+    NotGid(Ids),
+    /// The sending socket was made in this cgroup or below it.
+    Cgroup(Cgroup),
     /// The packet's mark.
     Mark(u32),
+    /// The connection's mark.
+    ConnectionMark(u32),
+    /// The packet belongs to no connection and can't begin one.
+    InvalidConnection,
 }
 
 /// What a rule does with a packet that matches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Leave this chain; in a hooked chain the packet passes unchanged.
     Return,
@@ -156,10 +183,25 @@ pub enum Action {
     Drop,
     /// Send to this local port.
     Redirect(u16),
+    /// Hand the connection to the transparent socket on this port, addresses unchanged.
+    Tproxy(u16),
     /// Continue in another chain and never come back.
-    Goto(&'static str),
+    Goto(ChainName),
     /// Track the connection in this conntrack zone, then go on.
     Zone(u16),
+    /// Remember the packet's mark with its connection, then go on.
+    SaveMark,
+    /// Give the packet its connection's mark, then go on.
+    RestoreMark,
+    /// Let the kernel report every rule that the packet meets, then go on.
+    Trace,
+}
+
+impl Action {
+    /// Whether the packet goes on to the next rule.
+    pub const fn goes_on(&self) -> bool {
+        matches!(self, Self::Zone(_) | Self::SaveMark | Self::RestoreMark | Self::Trace)
+    }
 }
 
 impl fmt::Display for Match {
@@ -174,14 +216,49 @@ impl fmt::Display for Match {
             Self::Source(net) => write!(f, "{} saddr {net}", ip(net)),
             Self::Destination(net) => write!(f, "{} daddr {net}", ip(net)),
             Self::DestinationIsLocal => f.write_str("fib daddr type local"),
-            Self::InInterface(name) => write!(f, "iifname \"{name}\""),
-            Self::NotInInterface(name) => write!(f, "iifname != \"{name}\""),
-            Self::OutInterface(name) => write!(f, "oifname \"{name}\""),
+            Self::InInterface(name) => write!(f, "iifname \"{}\"", wildcard(name)),
+            Self::OutInterface(name) => write!(f, "oifname \"{}\"", wildcard(name)),
             Self::Uid(id) => write!(f, "meta skuid {id}"),
             Self::Gid(id) => write!(f, "meta skgid {id}"),
+            Self::NotGid(id) => write!(f, "meta skgid != {id}"),
+            Self::Cgroup(cgroup) => write!(f, "socket cgroupv2 level {} \"{cgroup}\"", cgroup.level()),
             Self::Mark(mark) => write!(f, "meta mark {mark:#x}"),
+            Self::ConnectionMark(mark) => write!(f, "ct mark {mark:#x}"),
+            Self::InvalidConnection => f.write_str("ct state invalid"),
         }
     }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Return => f.write_str("return"),
+            Self::Reject => f.write_str("reject"),
+            Self::Drop => f.write_str("drop"),
+            Self::Redirect(port) => write!(f, "redirect to :{port}"),
+            Self::Tproxy(port) => write!(f, "tproxy to :{port}"),
+            Self::Goto(chain) => write!(f, "goto {chain}"),
+            Self::Zone(zone) => write!(f, "ct zone set {zone}"),
+            Self::SaveMark => f.write_str("ct mark set meta mark"),
+            Self::RestoreMark => f.write_str("meta mark set ct mark"),
+            Self::Trace => f.write_str("meta nftrace set 1"),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for m in &self.matches {
+            write!(f, "{m} ")?;
+        }
+        self.action.fmt(f)
+    }
+}
+
+/// nft writes a beginning as `br*`.
+fn wildcard(interface: &Interface) -> String {
+    let star = if interface.is_prefix() { "*" } else { "" };
+    format!("{}{star}", interface.name())
 }
 
 impl fmt::Display for Protocol {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use proptest::prelude::*;
-use ursa_init::intent::{Dns, Inbound, Outbound, Ports, RedirectIntent};
+use ursa_init::intent::{Dns, Ids, Inbound, Outbound, Ports, RedirectIntent};
 use ursa_init::plan::simulate::{Owner, Packet, Verdict, decide};
 use ursa_init::plan::{HookPoint, PASSTHROUGH_V4, Plan, Protocol};
 
@@ -55,7 +55,7 @@ prop_compose! {
             },
             outbound: Outbound {
                 enabled: outbound, include_ports: include_out, exclude_ports: exclude_out,
-                exclude_uids: if exclude_user { vec![33] } else { vec![] },
+                exclude_uids: if exclude_user { vec![Ids::one(33)] } else { vec![] },
                 exclude_cidrs: cidr.into_iter().collect(), ..Outbound::default()
             },
             dns: Dns { enabled: dns, ..Dns::default() },
@@ -81,7 +81,7 @@ prop_compose! {
             source, destination, source_port, destination_port,
             interface: if on_lo { "lo".to_owned() } else { "eth0".to_owned() },
             owner: output.then_some(Owner { uid, gid: uid }),
-            mark: 0,
+            mark: 0, connection_mark: 0, invalid: false, cgroup: None,
             destination_is_local: local,
         }
     }
@@ -121,7 +121,7 @@ proptest! {
             prop_assert!(owner != Some(33) || intent.outbound.exclude_uids.is_empty());
         }
         // An application's lookup always goes to the shim.
-        let excluded = owner.is_some_and(|uid| intent.outbound.exclude_uids.contains(&uid));
+        let excluded = owner.is_some_and(|uid| intent.outbound.exclude_uids.contains(&Ids::one(uid)));
         let passthrough = packet.source == PASSTHROUGH_V4 && packet.interface == "lo";
         if output && intent.dns.enabled && family_on && !proxy && !excluded && !passthrough
             && packet.protocol.is_some() && packet.destination_port == 53

@@ -2,48 +2,59 @@
 
 use ipnet::IpNet;
 
-use super::expr::{Base, Cmp, Expr, MetaKey, Verdict};
+use super::expr::{Base, Cmp, CtKey, Expr, MetaKey, Verdict};
 use super::ruleset::{ChainDef, RuleDef, Ruleset};
-use crate::intent::Ports;
+use crate::cgroup::Cgroups;
+use crate::intent::{Ids, Interface, Ports};
 use crate::plan::{Action, Family, Match, Plan, Protocol, Rule};
 
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const RTN_LOCAL: u32 = 2;
+/// `NF_CT_STATE_INVALID_BIT`.
+const CT_STATE_INVALID: u32 = 1;
 const IFNAMSIZ: usize = 16;
 
-/// The rules that the kernel should hold for a plan.
-pub(super) fn ruleset(plan: &Plan) -> Ruleset {
+/// The rules that the kernel should hold for a plan. Cgroups are compared by their number.
+pub(super) fn ruleset(plan: &Plan, cgroups: &Cgroups) -> Ruleset {
     let mut rules = Vec::new();
     for chain in &plan.chains {
         for rule in &chain.rules {
-            for exprs in instructions(rule) {
-                rules.push(RuleDef::new(chain.name, exprs, rule.reason));
+            for exprs in instructions(rule, cgroups) {
+                rules.push(RuleDef::new(&chain.name, exprs, &rule.reason));
             }
         }
     }
     let chains =
-        plan.chains.iter().map(|c| ChainDef { name: c.name.to_owned(), hook: c.hook.map(Into::into) });
+        plan.chains.iter().map(|c| ChainDef { name: c.name.to_string(), hook: c.hook.map(Into::into) });
     Ruleset { chains: chains.collect(), rules }
 }
 
 /// One rule of the plan is one rule of the kernel, except that a refusal needs one for TCP and one for the rest.
-fn instructions(rule: &Rule) -> Vec<Vec<Expr>> {
-    let base = matches(&rule.matches);
+fn instructions(rule: &Rule, cgroups: &Cgroups) -> Vec<Vec<Expr>> {
+    let base = matches(&rule.matches, cgroups);
     let ended = |mut exprs: Vec<Expr>, end: &[Expr]| {
         exprs.push(Expr::Counter);
         exprs.extend_from_slice(end);
         exprs
     };
     let verdict = |verdict| vec![ended(base.clone(), &[Expr::Verdict(verdict)])];
-    match rule.action {
+    match &rule.action {
         Action::Return => verdict(Verdict::Return),
         Action::Drop => verdict(Verdict::Drop),
-        Action::Goto(chain) => verdict(Verdict::Goto(chain.to_owned())),
+        Action::Goto(chain) => verdict(Verdict::Goto(chain.to_string())),
         Action::Redirect(port) => {
             vec![ended(base, &[Expr::Load(port.to_be_bytes().to_vec()), Expr::Redirect])]
         }
         Action::Zone(zone) => vec![ended(base, &[Expr::Load(zone.to_ne_bytes().to_vec()), Expr::SetZone])],
+        // A connection that was handed over needs no further look.
+        Action::Tproxy(port) => {
+            let to = [Expr::Load(port.to_be_bytes().to_vec()), Expr::Tproxy, Expr::Verdict(Verdict::Accept)];
+            vec![ended(base, &to)]
+        }
+        Action::SaveMark => vec![ended(base, &[Expr::Meta(MetaKey::Mark), Expr::SetConnectionMark])],
+        Action::RestoreMark => vec![ended(base, &[Expr::Ct(CtKey::Mark), Expr::SetMark])],
+        Action::Trace => vec![ended(base, &[Expr::Load(vec![1]), Expr::SetTrace])],
         Action::Reject => {
             let protocol = rule.matches.iter().find_map(|m| match m {
                 Match::Protocol(p) => Some(*p),
@@ -60,7 +71,7 @@ fn instructions(rule: &Rule) -> Vec<Vec<Expr>> {
     }
 }
 
-fn matches(matches: &[Match]) -> Vec<Expr> {
+fn matches(matches: &[Match], cgroups: &Cgroups) -> Vec<Expr> {
     let mut out = Vec::new();
     let mut family = None;
     for m in matches {
@@ -87,13 +98,23 @@ fn matches(matches: &[Match]) -> Vec<Expr> {
                 out.extend([Expr::DestinationType, Expr::Cmp(Cmp::Eq, RTN_LOCAL.to_ne_bytes().to_vec())]);
             }
             Match::InInterface(name) => out.extend(equal(MetaKey::Iifname, ifname(name))),
-            Match::NotInInterface(name) => {
-                out.extend([Expr::Meta(MetaKey::Iifname), Expr::Cmp(Cmp::Neq, ifname(name))]);
-            }
             Match::OutInterface(name) => out.extend(equal(MetaKey::Oifname, ifname(name))),
-            Match::Uid(id) => out.extend(equal(MetaKey::Skuid, id.to_ne_bytes().to_vec())),
-            Match::Gid(id) => out.extend(equal(MetaKey::Skgid, id.to_ne_bytes().to_vec())),
+            Match::Uid(ids) => owner(&mut out, MetaKey::Skuid, *ids, true),
+            Match::Gid(ids) => owner(&mut out, MetaKey::Skgid, *ids, true),
+            Match::NotGid(ids) => owner(&mut out, MetaKey::Skgid, *ids, false),
+            Match::Cgroup(cgroup) => {
+                let id = cgroups.id(cgroup).to_ne_bytes().to_vec();
+                out.extend([Expr::SocketCgroup { level: cgroup.level() }, Expr::Cmp(Cmp::Eq, id)]);
+            }
             Match::Mark(mark) => out.extend(equal(MetaKey::Mark, mark.to_ne_bytes().to_vec())),
+            Match::ConnectionMark(mark) => {
+                out.extend([Expr::Ct(CtKey::Mark), Expr::Cmp(Cmp::Eq, mark.to_ne_bytes().to_vec())]);
+            }
+            Match::InvalidConnection => out.extend([
+                Expr::Ct(CtKey::State),
+                Expr::Mask(CT_STATE_INVALID.to_ne_bytes().to_vec()),
+                Expr::Cmp(Cmp::Neq, vec![0; 4]),
+            ]),
         }
     }
     out
@@ -101,6 +122,17 @@ fn matches(matches: &[Match]) -> Vec<Expr> {
 
 fn equal(key: MetaKey, value: Vec<u8>) -> [Expr; 2] {
     [Expr::Meta(key), Expr::Cmp(Cmp::Eq, value)]
+}
+
+/// Ids are numbers in the host's order; a range compares bytes, so they are turned round first.
+fn owner(out: &mut Vec<Expr>, key: MetaKey, ids: Ids, inside: bool) {
+    out.push(Expr::Meta(key));
+    if ids.first == ids.last {
+        out.push(Expr::Cmp(if inside { Cmp::Eq } else { Cmp::Neq }, ids.first.to_ne_bytes().to_vec()));
+    } else {
+        out.push(Expr::ToNetworkOrder);
+        out.push(Expr::Range { inside, first: ids.first.to_be_bytes(), last: ids.last.to_be_bytes() });
+    }
 }
 
 fn port(out: &mut Vec<Expr>, offset: u32, ports: Ports) {
@@ -136,9 +168,12 @@ fn address(out: &mut Vec<Expr>, source: bool, net: &IpNet) {
     out.push(Expr::Cmp(Cmp::Eq, octets[..used].to_vec()));
 }
 
-fn ifname(name: &str) -> Vec<u8> {
-    let mut bytes = name.as_bytes().to_vec();
-    bytes.resize(IFNAMSIZ, 0);
+/// A whole name ends with its zeros; a beginning is compared as far as it goes.
+fn ifname(interface: &Interface) -> Vec<u8> {
+    let mut bytes = interface.name().as_bytes().to_vec();
+    if !interface.is_prefix() {
+        bytes.resize(IFNAMSIZ, 0);
+    }
     bytes
 }
 

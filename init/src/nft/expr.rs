@@ -54,6 +54,20 @@ impl MetaKey {
     }
 }
 
+/// What `ct` loads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum CtKey {
+    /// Whether the packet is new, established, related, invalid: one bit each.
+    State = 0,
+    /// The connection's mark.
+    Mark = 3,
+}
+
+impl CtKey {
+    const ALL: [Self; 2] = [Self::State, Self::Mark];
+}
+
 /// A comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -98,6 +112,8 @@ pub enum Verdict {
     Return,
     /// Discard.
     Drop,
+    /// Let pass, as far as this hook is concerned.
+    Accept,
     /// Continue in another chain.
     Goto(String),
 }
@@ -124,8 +140,34 @@ pub enum Expr {
     DestinationType,
     /// Load a constant.
     Load(Vec<u8>),
+    /// Load a property of the packet's connection.
+    Ct(CtKey),
+    /// Load the number of the sending socket's cgroup, so many levels below the root.
+    SocketCgroup {
+        /// The level; the root is 0.
+        level: u32,
+    },
+    /// Turn the loaded number into network byte order.
+    ToNetworkOrder,
+    /// Go on only if the loaded number, in network byte order, lies in the range (or outside of it).
+    Range {
+        /// Inside or outside.
+        inside: bool,
+        /// The first number.
+        first: [u8; 4],
+        /// The last number.
+        last: [u8; 4],
+    },
     /// Set the conntrack zone from the loaded value.
     SetZone,
+    /// Set the connection's mark from the loaded value.
+    SetConnectionMark,
+    /// Set the packet's mark from the loaded value.
+    SetMark,
+    /// Trace the packet if the loaded value says so.
+    SetTrace,
+    /// Hand over to the transparent socket on the loaded port.
+    Tproxy,
     /// Redirect to the loaded port.
     Redirect,
     /// Answer with a TCP reset.
@@ -143,7 +185,11 @@ pub enum Expr {
 const NFT_RETURN: u32 = u32::MAX - 4;
 const NFT_GOTO: u32 = u32::MAX - 3;
 const NF_DROP: u32 = 0;
+const NF_ACCEPT: u32 = 1;
 const NFT_CT_ZONE: u32 = 17;
+const NFT_META_NFTRACE: u32 = 23;
+const SOCKET_CGROUPV2: u32 = 3;
+const HOST_TO_NETWORK: u32 = 1;
 const FIB_ADDRTYPE: u32 = 3;
 const FIB_DADDR: u32 = 2;
 const REJECT_TCP_RST: u32 = 1;
@@ -165,13 +211,17 @@ impl Expr {
 
     fn name(&self) -> &str {
         match self {
-            Self::Meta(_) => "meta",
+            Self::Meta(_) | Self::SetMark | Self::SetTrace => "meta",
             Self::Payload { .. } => "payload",
             Self::Mask(_) => "bitwise",
             Self::Cmp(..) => "cmp",
             Self::DestinationType => "fib",
             Self::Load(_) | Self::Verdict(_) => "immediate",
-            Self::SetZone => "ct",
+            Self::SetZone | Self::SetConnectionMark | Self::Ct(_) => "ct",
+            Self::SocketCgroup { .. } => "socket",
+            Self::ToNetworkOrder => "byteorder",
+            Self::Range { .. } => "range",
+            Self::Tproxy => "tproxy",
             Self::Redirect => "redir",
             Self::RejectTcp | Self::RejectIcmp => "reject",
             Self::Counter => "counter",
@@ -215,9 +265,47 @@ impl Expr {
                 a.be32(1, REG);
                 value(a, 2, bytes);
             }
+            Self::Ct(key) => {
+                a.be32(1, REG);
+                a.be32(2, *key as u32);
+            }
+            Self::SocketCgroup { level } => {
+                a.be32(1, SOCKET_CGROUPV2);
+                a.be32(2, REG);
+                a.be32(3, *level);
+            }
+            Self::ToNetworkOrder => {
+                a.be32(1, REG);
+                a.be32(2, REG);
+                a.be32(3, HOST_TO_NETWORK);
+                a.be32(4, 4);
+                a.be32(5, 4);
+            }
+            Self::Range { inside, first, last } => {
+                a.be32(1, REG);
+                a.be32(2, u32::from(!inside));
+                value(a, 3, first);
+                value(a, 4, last);
+            }
             Self::SetZone => {
                 a.be32(2, NFT_CT_ZONE);
                 a.be32(4, REG);
+            }
+            Self::SetConnectionMark => {
+                a.be32(2, CtKey::Mark as u32);
+                a.be32(4, REG);
+            }
+            Self::SetMark => {
+                a.be32(2, MetaKey::Mark as u32);
+                a.be32(3, REG);
+            }
+            Self::SetTrace => {
+                a.be32(2, NFT_META_NFTRACE);
+                a.be32(3, REG);
+            }
+            Self::Tproxy => {
+                a.be32(1, 0);
+                a.be32(3, REG);
             }
             Self::Redirect => a.be32(1, REG),
             Self::RejectTcp => {
@@ -238,6 +326,7 @@ impl Expr {
                     a.nested(NFTA_DATA_VERDICT, |a| match verdict {
                         Verdict::Return => a.be32(NFTA_VERDICT_CODE, NFT_RETURN),
                         Verdict::Drop => a.be32(NFTA_VERDICT_CODE, NF_DROP),
+                        Verdict::Accept => a.be32(NFTA_VERDICT_CODE, NF_ACCEPT),
                         Verdict::Goto(chain) => {
                             a.be32(NFTA_VERDICT_CODE, NFT_GOTO);
                             a.text(NFTA_VERDICT_CHAIN, chain);
@@ -260,6 +349,13 @@ impl Expr {
             |kind| attribute(data, kind).and_then(|d| attribute(d, NFTA_DATA_VALUE)).map(<[u8]>::to_vec);
         let is = |kind, wanted| (number(kind) == Some(wanted)).then_some(());
         match name {
+            "meta" if attribute(data, 3).is_some() => {
+                is(3, REG)?;
+                match number(2)? {
+                    NFT_META_NFTRACE => Some(Self::SetTrace),
+                    key => (key == MetaKey::Mark as u32).then_some(Self::SetMark),
+                }
+            }
             "meta" => {
                 is(1, REG)?;
                 let key = number(2)?;
@@ -294,6 +390,7 @@ impl Expr {
                 let verdict = match attribute(verdict, NFTA_VERDICT_CODE).and_then(be32)? {
                     NFT_RETURN => Verdict::Return,
                     NF_DROP => Verdict::Drop,
+                    NF_ACCEPT => Verdict::Accept,
                     NFT_GOTO => Verdict::Goto(text(attribute(verdict, NFTA_VERDICT_CHAIN)?)),
                     _ => return None,
                 };
@@ -303,10 +400,43 @@ impl Expr {
                 is(1, REG)?;
                 value(2).map(Self::Load)
             }
-            "ct" => {
-                is(2, NFT_CT_ZONE)?;
+            "ct" if attribute(data, 4).is_some() => {
                 is(4, REG)?;
-                Some(Self::SetZone)
+                match number(2)? {
+                    NFT_CT_ZONE => Some(Self::SetZone),
+                    key => (key == CtKey::Mark as u32).then_some(Self::SetConnectionMark),
+                }
+            }
+            "ct" => {
+                is(1, REG)?;
+                let key = number(2)?;
+                CtKey::ALL.into_iter().find(|k| *k as u32 == key).map(Self::Ct)
+            }
+            "socket" => {
+                is(1, SOCKET_CGROUPV2)?;
+                is(2, REG)?;
+                Some(Self::SocketCgroup { level: number(3)? })
+            }
+            "byteorder" => {
+                for (kind, wanted) in [(1, REG), (2, REG), (3, HOST_TO_NETWORK), (4, 4), (5, 4)] {
+                    is(kind, wanted)?;
+                }
+                Some(Self::ToNetworkOrder)
+            }
+            "range" => {
+                is(1, REG)?;
+                let bounds = |kind| value(kind).and_then(|v| v.try_into().ok());
+                let inside = match number(2)? {
+                    0 => true,
+                    1 => false,
+                    _ => return None,
+                };
+                Some(Self::Range { inside, first: bounds(3)?, last: bounds(4)? })
+            }
+            "tproxy" => {
+                is(1, 0)?;
+                is(3, REG)?;
+                Some(Self::Tproxy)
             }
             "redir" => {
                 is(1, REG)?;
@@ -363,6 +493,21 @@ pub(crate) fn line(exprs: &[Expr]) -> String {
             Expr::Cmp(op, bytes) => {
                 let _ = write!(out, "{}", loaded.compare(*op, bytes));
             }
+            Expr::Ct(key) => loaded = Loaded::Ct(*key),
+            Expr::SocketCgroup { level } => loaded = Loaded::Cgroup(*level),
+            Expr::ToNetworkOrder => {}
+            Expr::Range { inside, first, last } => {
+                let sign = if *inside { "" } else { "!= " };
+                let (first, last) = (u32::from_be_bytes(*first), u32::from_be_bytes(*last));
+                let _ = write!(out, "{} {sign}{first}-{last}", loaded.name());
+            }
+            Expr::SetConnectionMark => out.push_str("ct mark set meta mark"),
+            Expr::SetMark => out.push_str("meta mark set ct mark"),
+            Expr::SetTrace => out.push_str("meta nftrace set 1"),
+            Expr::Tproxy => {
+                let port = loaded.constant().first_chunk().map_or(0, |b| u16::from_be_bytes(*b));
+                let _ = write!(out, "tproxy to :{port}");
+            }
             Expr::SetZone => {
                 let zone = loaded.constant().first_chunk().map_or(0, |b| u16::from_ne_bytes(*b));
                 let _ = write!(out, "ct zone set {zone}");
@@ -376,6 +521,7 @@ pub(crate) fn line(exprs: &[Expr]) -> String {
             Expr::Counter => out.push_str("counter"),
             Expr::Verdict(Verdict::Return) => out.push_str("return"),
             Expr::Verdict(Verdict::Drop) => out.push_str("drop"),
+            Expr::Verdict(Verdict::Accept) => out.push_str("accept"),
             Expr::Verdict(Verdict::Goto(chain)) => {
                 let _ = write!(out, "goto {chain}");
             }
@@ -394,9 +540,16 @@ enum Loaded {
     Payload(Base, u32, u32, Option<u32>),
     DestinationType,
     Constant(Vec<u8>),
+    Ct(CtKey),
+    Cgroup(u32),
 }
 
 impl Loaded {
+    /// What a range is compared with.
+    const fn name(&self) -> &'static str {
+        if let Self::Meta(key) = self { key.name() } else { "?" }
+    }
+
     fn constant(&self) -> &[u8] {
         if let Self::Constant(bytes) = self { bytes } else { &[] }
     }
@@ -408,7 +561,10 @@ impl Loaded {
             Self::Meta(key) => {
                 let name = key.name();
                 match (key, bytes) {
-                    (MetaKey::Iifname | MetaKey::Oifname, _) => format!("{name} {sign}\"{}\"", text(bytes)),
+                    (MetaKey::Iifname | MetaKey::Oifname, _) => {
+                        let star = if bytes.contains(&0) { "" } else { "*" };
+                        format!("{name} {sign}\"{}{star}\"", text(bytes))
+                    }
                     (MetaKey::Nfproto, [2]) => format!("{name} {sign}ipv4"),
                     (MetaKey::Nfproto, [10]) => format!("{name} {sign}ipv6"),
                     (MetaKey::L4proto, [6]) => format!("{name} {sign}tcp"),
@@ -446,6 +602,13 @@ impl Loaded {
                 }
             }
             Self::Payload(_, offset, len, _) => format!("@{offset},{len} {sign}{bytes:02x?}"),
+            Self::Ct(CtKey::Mark) => format!("ct mark {sign}{host:#x}"),
+            // Loaded and masked: only 'any of these bits' is ever asked.
+            Self::Ct(CtKey::State) => "ct state invalid".to_owned(),
+            Self::Cgroup(level) => {
+                let id = bytes.first_chunk().map_or(0, |b| u64::from_ne_bytes(*b));
+                format!("socket cgroupv2 level {level} {sign}{id}")
+            }
             Self::DestinationType if host == 2 => format!("fib daddr type {sign}local"),
             Self::DestinationType => format!("fib daddr type {sign}{host}"),
             Self::Constant(_) | Self::Nothing => format!("? {sign}{bytes:02x?}"),

@@ -36,6 +36,7 @@ impl From<plan::Hook> for HookDef {
         let kind = match hook.kind {
             plan::HookKind::Filter => "filter",
             plan::HookKind::Nat => "nat",
+            plan::HookKind::Route => "route",
         };
         let number = match hook.point {
             plan::HookPoint::Prerouting => 0,

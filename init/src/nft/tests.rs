@@ -31,7 +31,7 @@ fn plan() -> Plan {
 
 /// A table as another program might have it, with instructions that aren't ours.
 fn foreign() -> Ruleset {
-    let mut set = encode::ruleset(&plan());
+    let mut set = encode::ruleset(&plan(), &Cgroups::default());
     set.rules.truncate(3);
     set.chains.truncate(2);
     set.rules.retain(|r| set.chains.iter().any(|c| c.name == r.chain));
@@ -83,7 +83,7 @@ type Edit = fn(&mut Ruleset);
 
 #[test]
 fn any_edit_is_a_difference_and_is_repaired() {
-    let wanted = encode::ruleset(&plan());
+    let wanted = encode::ruleset(&plan(), &Cgroups::default());
     let edits: [(&str, Edit); 5] = [
         ("a rule deleted", |set| drop(set.rules.remove(3))),
         ("two rules swapped", |set| set.rules.swap(1, 2)),
@@ -147,7 +147,7 @@ fn a_rule_that_the_kernel_refuses_changes_nothing() {
         apply(&plan()).unwrap();
         let mut kernel = Kernel::open(TABLE).unwrap();
         let before = raw(&mut kernel);
-        let mut wrong = encode::ruleset(&plan());
+        let mut wrong = encode::ruleset(&plan(), &Cgroups::default());
         let chain = wrong.chains[0].name.clone();
         wrong.rules.push(RuleDef::new(&chain, vec![Expr::Verdict(Verdict::Goto("nowhere".to_owned()))], ""));
         let error = apply_ruleset(&mut kernel, &wrong).unwrap_err().to_string();
@@ -163,7 +163,7 @@ fn what_reads_back_differently_is_an_error_and_the_old_rules_return() {
         let mut kernel = Kernel::open(TABLE).unwrap();
         let before = raw(&mut kernel);
         // The kernel takes this, but dumps its attributes in another order.
-        let mut odd = encode::ruleset(&plan());
+        let mut odd = encode::ruleset(&plan(), &Cgroups::default());
         let chain = odd.chains[0].name.clone();
         odd.rules.push(RuleDef::new(&chain, not_ours([(1, 1), (2, 20)]), ""));
         match apply_ruleset(&mut kernel, &odd) {

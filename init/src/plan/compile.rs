@@ -1,56 +1,141 @@
 //! From the intent to the plan: the one place that knows in which order the rules stand, and why.
+//!
+//! * `guards`: what closes mesh addresses and the proxy's own ports, whatever else is configured.
+//! * `zones`: connection tracking of redirected lookups.
+//! * `inbound`: what arrives.
+//! * `outbound`: what local processes open.
+//! * `mangle`: transparent proxying, invalid packets, tracing.
+//!
+//! One workload has its rules in the hooked chains themselves. Several have chains of their own, numbered, and the
+//! hooked chains only tell them apart.
 
+mod guards;
+mod inbound;
+mod mangle;
+mod outbound;
+mod zones;
+
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
-    Action, Chain, Family, Hook, HookKind, HookPoint, Match, PASSTHROUGH_V4, PASSTHROUGH_V6, Plan, Protocol,
-    Rule,
+    Action, Chain, ChainName, Family, Hook, HookKind, HookPoint, Match, PASSTHROUGH_V4, PASSTHROUGH_V6, Plan,
+    PolicyRoute, Protocol, Rule,
 };
-use crate::intent::{DnsCapture, InvalidIntent, Ports, RedirectIntent};
+use crate::intent::{
+    Dns, Ids, Inbound, InboundMode, Interface, InvalidIntent, Outbound, Ports, Position, RedirectIntent,
+};
 
+/// Before everything else, so that nothing is missed.
+const TRACE: i32 = -310;
 /// Before connection tracking, where zones must be set and where nothing has been rewritten yet.
 const RAW: i32 = -300;
+/// After connection tracking, before destinations are rewritten.
+const MANGLE: i32 = -150;
 /// Where destinations are rewritten.
 const DSTNAT: i32 = -100;
 /// After the rewriting: what is still addressed to the mesh here was not redirected.
 const FILTER: i32 = 0;
-/// The conntrack zone of lookups that are redirected.
-const DNS_ZONE: u16 = 15053;
-
-const LO: &str = "lo";
 
 impl Plan {
     /// Compiles a valid intent. The same intent always gives the same plan.
     pub fn compile(intent: &RedirectIntent) -> Result<Self, InvalidIntent> {
         intent.validate()?;
-        let mut chains = vec![guard_in(intent)];
-        if intent.dns.enabled && intent.dns.conntrack_zones {
-            chains.push(zones(intent));
-        }
-        if intent.inbound.enabled {
-            chains.push(inbound_ports(intent));
-            chains.push(prerouting(intent));
-        }
-        if intent.outbound.enabled || intent.dns.enabled {
-            chains.push(proxy(intent));
-            chains.push(output(intent));
-        }
-        if !intent.vip_ranges.is_empty() {
-            chains.push(guard_out(intent));
-        }
+        let scopes = Scope::all(intent);
+        let mut chains = vec![guards::guard_in(intent, &scopes)];
+        chains.extend(mangle::chains(intent, &scopes));
+        chains.extend(zones::chains(intent, &scopes));
+        chains.extend(inbound::chains(intent, &scopes));
+        chains.extend(outbound::chains(intent, &scopes));
+        chains.push(guards::guard_out(intent));
         chains.retain(|chain| !chain.rules.is_empty());
+        let inbound = scopes.iter().any(|s| s.inbound.enabled);
+        let tproxy = scopes.iter().any(Scope::is_tproxy);
         Ok(Self {
             chains,
             local_routes: intent.vip_ranges.iter().map(IpNet::trunc).collect(),
-            loopback_addresses: if intent.inbound.enabled && intent.ipv6 {
-                vec![PASSTHROUGH_V6]
-            } else {
-                Vec::new()
-            },
+            loopback_addresses: if inbound && intent.ipv6 { vec![PASSTHROUGH_V6] } else { Vec::new() },
+            policy_route: tproxy.then_some(PolicyRoute {
+                mark: intent.tproxy.mark,
+                table: intent.tproxy.route_table,
+                ipv4: intent.ipv4,
+                ipv6: intent.ipv6,
+            }),
         })
     }
+}
+
+/// The part of an intent that concerns one workload.
+struct Scope<'a> {
+    /// `None` when the namespace belongs to one workload alone.
+    number: Option<usize>,
+    name: &'a str,
+    /// How its packets are known, one way each; empty when everybody is the workload.
+    selectors: Vec<Match>,
+    /// How its own proxy's packets are known.
+    proxy: Vec<Match>,
+    inbound: &'a Inbound,
+    outbound: &'a Outbound,
+    dns: &'a Dns,
+}
+
+impl<'a> Scope<'a> {
+    fn all(intent: &'a RedirectIntent) -> Vec<Self> {
+        if intent.workloads.is_empty() {
+            return vec![Self {
+                number: None,
+                name: "",
+                selectors: Vec::new(),
+                proxy: Vec::new(),
+                inbound: &intent.inbound,
+                outbound: &intent.outbound,
+                dns: &intent.dns,
+            }];
+        }
+        let one = |(number, workload): (usize, &'a crate::intent::Workload)| Self {
+            number: Some(number),
+            name: &workload.name,
+            selectors: {
+                let uids = workload.uids.iter().map(|uids| Match::Uid(*uids));
+                uids.chain(workload.slices.iter().map(|slice| Match::Cgroup(slice.clone()))).collect()
+            },
+            proxy: workload.proxy_uids.iter().map(|uid| Match::Uid(Ids::one(*uid))).collect(),
+            inbound: &workload.inbound,
+            outbound: &workload.outbound,
+            dns: &workload.dns,
+        };
+        intent.workloads.iter().enumerate().map(one).collect()
+    }
+
+    /// The name of a chain of this workload.
+    fn chain(&self, name: &'static str) -> ChainName {
+        match self.number {
+            None => name.into(),
+            Some(number) => format!("{name}_{number}").into(),
+        }
+    }
+
+    /// Why a packet is sent to this workload's chains.
+    fn reason(&self, what: &str) -> Cow<'static, str> {
+        format!("{what} {}", self.name).into()
+    }
+
+    const fn is_tproxy(&self) -> bool {
+        self.inbound.enabled && matches!(self.inbound.mode, InboundMode::Tproxy)
+    }
+
+    const fn redirects_lookups(&self) -> bool {
+        self.dns.enabled
+    }
+}
+
+/// How the packets of proxies that every workload may have are known: the union of user ids, group ids and mark.
+fn shared_proxy(intent: &RedirectIntent) -> impl Iterator<Item = Match> {
+    let uids = intent.proxy_uids.iter().map(|id| Match::Uid(Ids::one(*id)));
+    let gids = intent.proxy_gids.iter().map(|id| Match::Gid(Ids::one(*id)));
+    uids.chain(gids).chain(intent.proxy_mark.map(Match::Mark))
 }
 
 /// Collects the rules of one chain.
@@ -58,8 +143,13 @@ impl Plan {
 struct Rules(Vec<Rule>);
 
 impl Rules {
-    fn add(&mut self, matches: impl IntoIterator<Item = Match>, action: Action, reason: &'static str) {
-        self.0.push(Rule { matches: matches.into_iter().collect(), action, reason });
+    fn add(
+        &mut self,
+        matches: impl IntoIterator<Item = Match>,
+        action: Action,
+        reason: impl Into<Cow<'static, str>>,
+    ) {
+        self.0.push(Rule { matches: matches.into_iter().collect(), action, reason: reason.into() });
     }
 
     /// Families that the operator switched off are left alone.
@@ -71,240 +161,52 @@ impl Rules {
         }
     }
 
-    /// One decision about who the proxy is, wherever it is asked: the union of its user ids, group ids and mark.
-    fn if_proxy(&mut self, intent: &RedirectIntent, action: Action, reason: &'static str) {
-        let uids = intent.proxy_uids.iter().map(|id| Match::Uid(*id));
-        let gids = intent.proxy_gids.iter().map(|id| Match::Gid(*id));
-        let mark = intent.proxy_mark.map(Match::Mark);
-        for owner in uids.chain(gids).chain(mark) {
-            self.add([owner], action, reason);
+    /// Interfaces that the operator excluded are left alone. With a list of included ones, `rest` is where these go on.
+    fn skip_interfaces(&mut self, intent: &RedirectIntent, by: fn(Interface) -> Match) {
+        for interface in &intent.interfaces.exclude {
+            self.add([by(interface.clone())], Action::Return, "excluded interface");
         }
     }
 
     fn hooked(self, name: &'static str, kind: HookKind, point: HookPoint, priority: i32) -> Chain {
-        Chain { name, hook: Some(Hook { kind, point, priority }), rules: self.0 }
+        Chain { name: name.into(), hook: Some(Hook { kind, point, priority }), rules: self.0 }
+    }
+
+    fn named(self, name: ChainName) -> Chain {
+        Chain { name, hook: None, rules: self.0 }
     }
 }
 
-/// Nothing outside this namespace may use a mesh address or speak to the proxy's own ports: with the mesh ranges
-/// routed to `lo`, the kernel would otherwise accept them from the wire.
-fn guard_in(intent: &RedirectIntent) -> Chain {
-    let mut rules = Rules::default();
-    rules.add([Match::InInterface(LO)], Action::Return, "loopback is this namespace itself");
-    for range in &intent.vip_ranges {
-        rules.add(
-            [Match::Destination(range.trunc())],
-            Action::Drop,
-            "a mesh address is never valid on the wire",
-        );
+/// The hooked chains of one place. With included interfaces only what passes by these enters the chain of the same
+/// name with `_included`; otherwise the rules are hooked themselves.
+fn hook_interfaces(
+    intent: &RedirectIntent,
+    mut before: Rules,
+    rules: Rules,
+    (name, included): (&'static str, &'static str),
+    hook: Hook,
+) -> Vec<Chain> {
+    let by: fn(Interface) -> Match = match hook.point {
+        HookPoint::Prerouting => Match::InInterface,
+        HookPoint::Output => Match::OutInterface,
+    };
+    before.skip_interfaces(intent, by);
+    let hooked = |rules: Rules| rules.hooked(name, hook.kind, hook.point, hook.priority);
+    if intent.interfaces.include.is_empty() {
+        before.0.extend(rules.0);
+        return vec![hooked(before)];
     }
-    let own = [
-        (intent.inbound.enabled, Protocol::Tcp, intent.inbound.port),
-        (intent.outbound.enabled, Protocol::Tcp, intent.outbound.port),
-        (intent.dns.enabled, Protocol::Tcp, intent.dns.port),
-        (intent.dns.enabled, Protocol::Udp, intent.dns.port),
-    ];
-    for (_, protocol, port) in own.into_iter().filter(|(on, ..)| *on) {
-        rules.add(
-            [Match::DestinationIsLocal, Match::Protocol(protocol), Match::DestinationPort(Ports::one(port))],
-            Action::Reject,
-            "the proxy's own ports are closed to the outside",
-        );
+    let always = (hook.point == HookPoint::Output).then(Interface::lo);
+    for interface in always.iter().chain(&intent.interfaces.include) {
+        before.add([by(interface.clone())], Action::Goto(included.into()), "included interface");
     }
-    rules.hooked("guard_in", HookKind::Filter, HookPoint::Prerouting, RAW)
+    vec![rules.named(included.into()), hooked(before)]
 }
 
-/// Lookups that are redirected get a conntrack zone of their own. The kernel decides about address translation
-/// once per tuple: without the zone, an application that reuses a port of the shim towards the same resolver
-/// would inherit the shim's exemption.
-fn zones(intent: &RedirectIntent) -> Chain {
-    let mut rules = Rules::default();
-    for family in families(intent) {
-        let icmp = match family {
-            Family::V4 => Protocol::Icmp,
-            Family::V6 => Protocol::Icmpv6,
-        };
-        rules.add(
-            [Match::Source(host(loopback(family))), Match::Protocol(icmp)],
-            Action::Zone(DNS_ZONE),
-            "a dead shim's refusals find their lookups",
-        );
-    }
-    rules.add([Match::NotProtocol(Protocol::Udp)], Action::Return, "only UDP reuses tuples");
-    rules.skip_disabled_families(intent);
-    for family in families(intent) {
-        rules.add(
-            [
-                Match::Source(host(loopback(family))),
-                Match::Protocol(Protocol::Udp),
-                Match::SourcePort(Ports::one(intent.dns.port)),
-            ],
-            Action::Zone(DNS_ZONE),
-            "answers of the shim",
-        );
-    }
-    exclude_owners(&mut rules, intent);
-    rules.if_proxy(intent, Action::Return, "the proxy's own lookups");
-    exclude_lookups_by_destination(&mut rules, intent);
-    for matches in lookups(intent, Protocol::Udp) {
-        rules.add(matches, Action::Zone(DNS_ZONE), "lookups that are redirected");
-    }
-    rules.hooked("dns_zones", HookKind::Filter, HookPoint::Output, RAW)
-}
-
-/// Which arriving ports go to the proxy; shared by arriving connections and the hairpin.
-fn inbound_ports(intent: &RedirectIntent) -> Chain {
-    let inbound = &intent.inbound;
-    let mut rules = Rules::default();
-    let to_proxy = Action::Redirect(inbound.port);
-    if inbound.include_ports.is_empty() {
-        for ports in &inbound.exclude_ports {
-            rules.add(tcp_to(*ports), Action::Return, "excluded port");
-        }
-        rules.add([Match::Protocol(Protocol::Tcp)], to_proxy, "arriving connections");
-    } else {
-        for ports in &inbound.include_ports {
-            rules.add(tcp_to(*ports), to_proxy, "included port");
-        }
-    }
-    Chain { name: "inbound", hook: None, rules: rules.0 }
-}
-
-fn prerouting(intent: &RedirectIntent) -> Chain {
-    let mut rules = Rules::default();
-    rules.skip_disabled_families(intent);
-    rules.add([Match::NotProtocol(Protocol::Tcp)], Action::Return, "only TCP is redirected");
-    for cidr in &intent.inbound.exclude_cidrs {
-        rules.add([Match::Source(cidr.trunc())], Action::Return, "excluded source");
-    }
-    // What is only forwarded (containers of this host, for example) isn't the workload's.
-    rules.add([Match::DestinationIsLocal], Action::Goto("inbound"), "addressed to this namespace");
-    rules.hooked("prerouting", HookKind::Nat, HookPoint::Prerouting, DSTNAT)
-}
-
-/// What the proxy itself sends.
-fn proxy(intent: &RedirectIntent) -> Chain {
-    let mut rules = Rules::default();
-    if intent.inbound.enabled {
-        if intent.dns.enabled {
-            rules.add(tcp_to(Ports::one(53)), Action::Return, "the shim's own lookups over TCP");
-        }
-        for net in loopback_nets() {
-            rules.add([Match::Destination(net)], Action::Return, "the proxy speaks to loopback directly");
-        }
-        for range in &intent.vip_ranges {
-            rules.add([Match::Destination(range.trunc())], Action::Return, "closed by guard_out");
-        }
-        // The workload called its own service and the proxy chose this very workload: mutual TLS and policy must
-        // still see the connection.
-        rules.add(
-            [Match::OutInterface(LO)],
-            Action::Goto("inbound"),
-            "hairpin: the proxy calls its own workload",
-        );
-    } else {
-        rules.add([], Action::Return, "the proxy's own traffic");
-    }
-    Chain { name: "proxy", hook: None, rules: rules.0 }
-}
-
-fn output(intent: &RedirectIntent) -> Chain {
-    let outbound = &intent.outbound;
-    let to_proxy = Action::Redirect(outbound.port);
-    let mut rules = Rules::default();
-    rules.skip_disabled_families(intent);
-    exclude_owners(&mut rules, intent);
-    for source in [PASSTHROUGH_V4, PASSTHROUGH_V6] {
-        rules.add(
-            [Match::Source(host(source)), Match::OutInterface(LO)],
-            Action::Return,
-            "the proxy delivers to the application",
-        );
-    }
-    rules.if_proxy(intent, Action::Goto("proxy"), "the proxy's own traffic");
-    if intent.dns.enabled {
-        exclude_lookups_by_destination(&mut rules, intent);
-        for protocol in [Protocol::Udp, Protocol::Tcp] {
-            for matches in lookups(intent, protocol) {
-                rules.add(matches, Action::Redirect(intent.dns.port), "lookups go to the shim");
-            }
-        }
-    }
-    if outbound.enabled {
-        rules.add([Match::NotProtocol(Protocol::Tcp)], Action::Return, "only TCP is redirected");
-        // Before everything that exempts: mesh addresses are routed to lo and exist nowhere else.
-        for range in &intent.vip_ranges {
-            rules.add(
-                [Match::Destination(range.trunc()), Match::Protocol(Protocol::Tcp)],
-                to_proxy,
-                "mesh addresses",
-            );
-        }
-        rules.add([Match::OutInterface(LO)], Action::Return, "inside this namespace");
-        for net in loopback_nets() {
-            rules.add([Match::Destination(net)], Action::Return, "inside this namespace");
-        }
-        for cidr in &outbound.exclude_cidrs {
-            rules.add([Match::Destination(cidr.trunc())], Action::Return, "excluded destination");
-        }
-        for ports in &outbound.exclude_ports {
-            rules.add(tcp_to(*ports), Action::Return, "excluded port");
-        }
-        for ports in &outbound.include_ports {
-            rules.add(tcp_to(*ports), to_proxy, "included port");
-        }
-        for cidr in &outbound.include_cidrs {
-            rules.add(
-                [Match::Destination(cidr.trunc()), Match::Protocol(Protocol::Tcp)],
-                to_proxy,
-                "included destination",
-            );
-        }
-        if outbound.include_ports.is_empty() && outbound.include_cidrs.is_empty() {
-            rules.add([Match::Protocol(Protocol::Tcp)], to_proxy, "opened connections");
-        }
-    }
-    rules.hooked("output", HookKind::Nat, HookPoint::Output, DSTNAT)
-}
-
-/// A packet that still carries a mesh address here was not redirected: refuse it, whoever sent it.
-fn guard_out(intent: &RedirectIntent) -> Chain {
-    let mut rules = Rules::default();
-    for range in &intent.vip_ranges {
-        let to_mesh = Match::Destination(range.trunc());
-        rules.add([to_mesh], Action::Reject, "a mesh address never leaves unredirected");
-    }
-    rules.hooked("guard_out", HookKind::Filter, HookPoint::Output, FILTER)
-}
-
-fn exclude_owners(rules: &mut Rules, intent: &RedirectIntent) {
-    for uid in &intent.outbound.exclude_uids {
-        rules.add([Match::Uid(*uid)], Action::Return, "excluded user");
-    }
-}
-
-fn exclude_lookups_by_destination(rules: &mut Rules, intent: &RedirectIntent) {
-    if intent.dns.honour_exclude_cidrs {
-        for cidr in &intent.outbound.exclude_cidrs {
-            rules.add(
-                [Match::Destination(cidr.trunc())],
-                Action::Return,
-                "excluded destination, lookups too",
-            );
-        }
-    }
-}
-
-fn lookups(intent: &RedirectIntent, protocol: Protocol) -> Vec<Vec<Match>> {
-    let port = [Match::Protocol(protocol), Match::DestinationPort(Ports::one(53))];
-    match intent.dns.capture {
-        DnsCapture::All => vec![port.to_vec()],
-        DnsCapture::Resolvers => intent
-            .dns
-            .resolvers
-            .iter()
-            .map(|resolver| [Match::Destination(host(*resolver))].into_iter().chain(port.clone()).collect())
-            .collect(),
+fn nat_priority(intent: &RedirectIntent) -> i32 {
+    match intent.position {
+        Position::First => DSTNAT - 1,
+        Position::Last => DSTNAT + 1,
     }
 }
 
@@ -318,10 +220,10 @@ fn families(intent: &RedirectIntent) -> impl Iterator<Item = Family> {
     v4.into_iter().chain(v6)
 }
 
-fn loopback(family: Family) -> IpAddr {
+const fn loopback(family: Family) -> IpAddr {
     match family {
-        Family::V4 => std::net::Ipv4Addr::LOCALHOST.into(),
-        Family::V6 => std::net::Ipv6Addr::LOCALHOST.into(),
+        Family::V4 => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+        Family::V6 => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
     }
 }
 

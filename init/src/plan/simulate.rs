@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{Action, Chain, Family, HookPoint, Match, Plan, Protocol};
+use super::{Action, Chain, ChainName, Family, HookPoint, Match, Plan, Protocol};
 
 /// The first packet of a connection, or a datagram.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,8 +23,14 @@ pub struct Packet {
     pub interface: String,
     /// The sender, when it is local and has a socket.
     pub owner: Option<Owner>,
+    /// The cgroup of the sender below the root, when it is local and has a socket.
+    pub cgroup: Option<String>,
     /// The packet's mark.
     pub mark: u32,
+    /// The mark of its connection.
+    pub connection_mark: u32,
+    /// Whether it belongs to no connection and can't begin one.
+    pub invalid: bool,
     /// Whether the destination is an address of this namespace.
     pub destination_is_local: bool,
 }
@@ -45,6 +51,8 @@ pub enum Verdict {
     Passes,
     /// It goes to this local port.
     Redirected(u16),
+    /// It is handed to the transparent socket on this local port.
+    Handed(u16),
     /// It is refused.
     Refused,
     /// It is discarded.
@@ -58,19 +66,19 @@ pub struct Decision {
     pub verdict: Verdict,
     /// The conntrack zone, when one is set.
     pub zone: Option<u16>,
-    /// The deciding rule: chain and position.
-    pub rule: Option<(&'static str, usize)>,
+    /// The rules that it met, in order: chain and position. The last one that doesn't go on decided.
+    pub rules: Vec<(ChainName, usize)>,
 }
 
 /// Walks the packet through every hook of its point, in the kernel's order.
 pub fn decide(plan: &Plan, packet: &Packet) -> Decision {
-    let mut decision = Decision { verdict: Verdict::Passes, zone: None, rule: None };
+    let mut decision = Decision { verdict: Verdict::Passes, zone: None, rules: Vec::new() };
     let mut packet = packet.clone();
     let mut hooked: Vec<_> = plan.chains.iter().filter_map(|c| Some((c.hook?, c))).collect();
     hooked.retain(|(hook, _)| hook.point == packet.point);
     hooked.sort_by_key(|(hook, _)| hook.priority);
     for (_, chain) in hooked {
-        match walk(plan, chain, &packet, &mut decision) {
+        match walk(plan, chain, &mut packet, &mut decision) {
             Some(Action::Reject) => {
                 decision.verdict = Verdict::Refused;
                 return decision;
@@ -79,6 +87,7 @@ pub fn decide(plan: &Plan, packet: &Packet) -> Decision {
                 decision.verdict = Verdict::Dropped;
                 return decision;
             }
+            Some(Action::Tproxy(port)) => decision.verdict = Verdict::Handed(port),
             Some(Action::Redirect(port)) => {
                 decision.verdict = Verdict::Redirected(port);
                 packet.destination_port = port;
@@ -97,24 +106,24 @@ pub fn decide(plan: &Plan, packet: &Packet) -> Decision {
 }
 
 /// The verdict of one hooked chain, if it has one.
-fn walk(plan: &Plan, chain: &Chain, packet: &Packet, decision: &mut Decision) -> Option<Action> {
+fn walk(plan: &Plan, chain: &Chain, packet: &mut Packet, decision: &mut Decision) -> Option<Action> {
     let mut chain = chain;
     'chain: loop {
         for (position, rule) in chain.rules.iter().enumerate() {
             if !rule.matches.iter().all(|m| holds(m, packet)) {
                 continue;
             }
-            match rule.action {
-                Action::Zone(zone) => decision.zone = Some(zone),
+            decision.rules.push((chain.name.clone(), position));
+            match &rule.action {
+                Action::Zone(zone) => decision.zone = Some(*zone),
+                Action::SaveMark => packet.connection_mark = packet.mark,
+                Action::RestoreMark => packet.mark = packet.connection_mark,
+                Action::Trace => {}
                 Action::Goto(name) => {
-                    chain = plan.chains.iter().find(|c| c.name == name)?;
+                    chain = plan.chains.iter().find(|c| c.name == *name)?;
                     continue 'chain;
                 }
-                Action::Return => return Some(Action::Return),
-                action => {
-                    decision.rule = Some((chain.name, position));
-                    return Some(action);
-                }
+                action => return Some(action.clone()),
             }
         }
         return None;
@@ -133,11 +142,16 @@ fn holds(m: &Match, packet: &Packet) -> bool {
         Match::Source(net) => net.contains(&packet.source),
         Match::Destination(net) => net.contains(&packet.destination),
         Match::DestinationIsLocal => packet.destination_is_local,
-        Match::InInterface(name) => packet.point == HookPoint::Prerouting && packet.interface == *name,
-        Match::NotInInterface(name) => packet.point != HookPoint::Prerouting || packet.interface != *name,
-        Match::OutInterface(name) => packet.point == HookPoint::Output && packet.interface == *name,
-        Match::Uid(uid) => packet.owner.is_some_and(|o| o.uid == *uid),
-        Match::Gid(gid) => packet.owner.is_some_and(|o| o.gid == *gid),
+        Match::InInterface(name) => packet.point == HookPoint::Prerouting && name.matches(&packet.interface),
+        Match::OutInterface(name) => packet.point == HookPoint::Output && name.matches(&packet.interface),
+        Match::Uid(uids) => packet.owner.is_some_and(|o| uids.contains(o.uid)),
+        Match::Gid(gids) => packet.owner.is_some_and(|o| gids.contains(o.gid)),
+        Match::NotGid(gids) => packet.owner.is_some_and(|o| !gids.contains(o.gid)),
+        Match::Cgroup(cgroup) => packet.cgroup.as_deref().is_some_and(|path| {
+            path.strip_prefix(cgroup.path()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        }),
         Match::Mark(mark) => packet.mark == *mark,
+        Match::ConnectionMark(mark) => packet.connection_mark == *mark,
+        Match::InvalidConnection => packet.invalid,
     }
 }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
 
 use lab::{APP, Namespace, PATIENCE, PROXY, landed};
-use ursa_init::intent::{Outbound, RedirectIntent};
+use ursa_init::intent::{Ids, Outbound, RedirectIntent};
 use ursa_init::{Plan, nft};
 
 const EXCLUDED: u32 = 33;
@@ -22,7 +22,7 @@ fn intent() -> RedirectIntent {
         outbound: Outbound {
             exclude_ports: vec!["5432".parse().unwrap()],
             exclude_cidrs: vec!["10.88.0.0/16".parse().unwrap()],
-            exclude_uids: vec![EXCLUDED],
+            exclude_uids: vec![Ids::one(EXCLUDED)],
             ..Outbound::default()
         },
         ..RedirectIntent::default()
