@@ -9,6 +9,7 @@ pub mod duration;
 pub mod form;
 pub mod hostname;
 pub mod identity;
+pub mod injection;
 pub mod kri;
 pub mod labels;
 mod meta;
