@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::explain;
+use crate::install::command::{Install, KubeconfigCommand, Status, Uninstall};
 
 const HELP: &str = "\
 The container runtime starts ursa-cni itself (CNI 0.3.0 to 1.1.0), chained in a conflist:
@@ -26,9 +27,12 @@ those who write pods aren't trusted to choose an identity.
 
 Examples:
   ursa-cni explain pod.yaml                        # is this pod meshed, by whose word, and how
+  ursa-cni install --watch                         # into the node's network, and repaired when somebody rewrites it
+  ursa-cni status                                  # is it in place
+  ursa-cni uninstall
   CNI_COMMAND=VERSION ursa-cni < /dev/null         # what a runtime asks first
 
-Exit codes: 0 done, 1 failed, 2 wrong usage.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 `status` found something amiss.";
 
 /// The CNI plugin of Ursa: puts pods into the mesh as they start.
 #[derive(Debug, Parser)]
@@ -42,15 +46,27 @@ pub struct Cli {
 enum Command {
     /// Say whether a pod is meshed and who decides that, from its manifest
     Explain(explain::Arguments),
+    /// Put the plugin into the network that this node's pods get, and renew it
+    Install(Install),
+    /// Take it out again, so that every pod can still end
+    Uninstall(Uninstall),
+    /// Say whether it is in place, and who fights over it
+    Status(Status),
+    /// Write a kubeconfig for another plugin that needs one; ursa-cni needs none
+    Kubeconfig(KubeconfigCommand),
 }
 
 /// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Explain(arguments) => explain::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Install(command) => command.run(),
+        Command::Uninstall(command) => command.run(),
+        Command::Status(command) => command.run(),
+        Command::Kubeconfig(command) => command.run(),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("ursa-cni: {error:#}");
             ExitCode::FAILURE

@@ -8,6 +8,7 @@ mod agent;
 pub mod cli;
 mod config;
 mod explain;
+pub mod install;
 pub mod runtime;
 mod spec;
 mod verbs;

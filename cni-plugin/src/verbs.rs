@@ -35,6 +35,10 @@ fn add(environment: &Environment, config: &Config) -> Result<Value, Failure> {
     if !config.conf.is_meshed(environment) {
         return Ok(previous);
     }
+    if crate::install::is_stub() {
+        eprintln!("ursa-cni: uninstalled; this pod starts outside the mesh");
+        return Ok(previous);
+    }
     let intent = config.conf.intent()?;
     let plan = compile(&intent)?;
     let netns = namespace(environment)?;

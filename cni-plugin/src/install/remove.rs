@@ -1,0 +1,152 @@
+//! Out again: configuration, then the pods that still need the program, then the program.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use std::os::fd::AsFd as _;
+
+use super::attachments::Attachments;
+use super::conflist::Conflist;
+use super::directory::{Directory, Kind};
+use super::error::{InstallError, io};
+use super::file::{self, Lock};
+use super::place::{self, SAVED};
+use super::{Layout, plugin, read_directory, stub};
+
+/// What is left when [`uninstall`] is done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Left {
+    /// What was removed or restored.
+    pub done: Vec<String>,
+    /// Containers that still know the plugin; for their DEL a stub stays.
+    pub attachments: Vec<String>,
+    /// Containers whose sidecar still runs.
+    pub sidecars: Vec<String>,
+}
+
+/// How long between two looks at the agent's sidecars.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Removes everything; what is gone already doesn't matter. `told` hears what is waited for.
+pub fn uninstall(layout: &Layout, drain: Duration, mut told: impl FnMut(&str)) -> Result<Left, InstallError> {
+    let mut left = Left::default();
+    if layout.bin_dir.is_dir() && Lock::try_hold(&layout.bin_dir)?.is_none() {
+        return Err(InstallError::Watched(layout.bin_dir.clone()));
+    }
+    if layout.net_dir.is_dir() {
+        let _lock = Lock::hold(&layout.net_dir)?;
+        file::clean(&layout.net_dir)?;
+        remove_configuration(&layout.net_dir, &mut left.done)?;
+    }
+    let attachments = wait(layout, drain, &mut told);
+    if layout.bin_dir.is_dir() {
+        // Of the configuration's directory, as `install` takes it; there may be none any more.
+        let _lock = layout.net_dir.is_dir().then(|| Lock::hold(&layout.net_dir)).transpose()?;
+        file::clean(&layout.bin_dir)?;
+        if attachments.cached.is_empty() {
+            if file::remove(&layout.program())? {
+                left.done.push(format!("removed {}", layout.program().display()));
+            }
+            file::remove(&stub::path(layout))?;
+        } else {
+            stub::put(layout)?;
+        }
+    }
+    let state = super::watch::state_file(&layout.run_dir);
+    file::remove(&state)?;
+    left.attachments = attachments.cached;
+    left.sidecars = attachments.sidecars;
+    Ok(left)
+}
+
+/// Waits until nobody needs the plugin, or the time is over.
+fn wait(layout: &Layout, patience: Duration, told: &mut impl FnMut(&str)) -> Attachments {
+    let start = Instant::now();
+    let mut before = Attachments::default();
+    loop {
+        let now = Attachments::read(&layout.cache_dir, &layout.run_dir, plugin::TYPE);
+        if now.is_empty() || start.elapsed() >= patience {
+            return now;
+        }
+        if now != before {
+            told(&format!(
+                "waiting until {} pods that started with ursa-cni have ended ({} with a sidecar), at most {} s",
+                now.cached.len().max(now.sidecars.len()),
+                now.sidecars.len(),
+                patience.saturating_sub(start.elapsed()).as_secs()
+            ));
+        }
+        before = now;
+        let pause = LOOK_AGAIN.min(patience.saturating_sub(start.elapsed()));
+        wait_for_cache(&layout.cache_dir, pause);
+    }
+}
+
+/// Until the runtime's cache changes, or for that long: the agent's sidecars give no sign.
+fn wait_for_cache(cache_dir: &Path, pause: Duration) {
+    let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX);
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC).ok();
+    let Some(inotify) = inotify else { return std::thread::sleep(pause) };
+    let flags = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE;
+    let _ = inotify.add_watch(&cache_dir.join("results"), flags);
+    let _ = poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], timeout);
+}
+
+/// Takes the entry out of wherever it is.
+fn remove_configuration(dir: &Path, done: &mut Vec<String>) -> Result<(), InstallError> {
+    restore_saved(dir, done)?;
+    let directory = read_directory(dir)?;
+    for conf in &directory.files {
+        let path = dir.join(&conf.name);
+        let Ok(text) = &conf.text else { continue };
+        if !conf.types().iter().any(|kind| kind == plugin::TYPE) {
+            continue;
+        }
+        let without = match conf.kind {
+            Kind::List => Conflist::parse(text).ok().and_then(|list| list.without(plugin::TYPE)),
+            Kind::Single => None,
+        };
+        if let Some(without) = without.filter(|without| !is_conversion(&directory, &conf.name, without)) {
+            file::replace(&path, without.as_bytes())?;
+            done.push(format!("took ursa-cni out of {}", path.display()));
+        } else {
+            file::remove(&path)?;
+            done.push(format!("removed {}", path.display()));
+        }
+    }
+    for entry in fs::read_dir(dir).map_err(io("read", dir))?.flatten() {
+        let drop_in = entry.path().join(place::DROP_IN);
+        if entry.path().is_dir() && place::remove_drop_in(&drop_in)? {
+            done.push(format!("removed {}", drop_in.display()));
+        }
+    }
+    Ok(())
+}
+
+/// A single plugin's file gets its place back; the list beside it is removed afterwards.
+fn restore_saved(dir: &Path, done: &mut Vec<String>) -> Result<(), InstallError> {
+    for entry in fs::read_dir(dir).map_err(io("read", dir))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(conf) = name.strip_suffix(SAVED) else { continue };
+        let conf = dir.join(conf);
+        if conf.exists() {
+            // The base CNI has written it anew.
+            file::remove(&entry.path())?;
+        } else {
+            file::rename(&entry.path(), &conf)?;
+            done.push(format!("restored {}", conf.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a list without us is but a single plugin whose own file stands beside it.
+fn is_conversion(directory: &Directory, name: &str, without: &str) -> bool {
+    let stem = |name: &str| Path::new(name).file_stem().map(std::ffi::OsStr::to_os_string);
+    let types = Conflist::parse(without).map(|list| list.types().map(str::to_owned).collect::<Vec<_>>());
+    let singles = directory.files.iter().filter(|file| file.kind == Kind::Single);
+    singles.filter(|file| stem(&file.name) == stem(name)).any(|file| types.as_ref() == Ok(&file.types()))
+}
