@@ -58,15 +58,16 @@ enum ModeFlag {
 
 const INSTALL_HELP: &str = "\
 Examples:
-  ursa-cni install                                        # into the network that the runtime would choose
+  ursa-cni install                                  # into the network that the runtime would choose
   ursa-cni install --conf-name 10-calico.conflist --exclude-namespace monitoring
-  ursa-cni install --watch --ready-file /run/ursa-cni-ready   # and repair it until SIGTERM
-  ursa-cni install --root /host                           # in a container, with the node's / at /host
-  ursa-cni install --root /tmp/node --plugin-dir /usr/lib/cni # try it on a copy of /etc/cni/net.d
+  ursa-cni install --watch --ready-file /run/ready  # and repair it until SIGTERM
+  ursa-cni install --root /host                     # in a container, with the node's / at /host
+  ursa-cni install --root /tmp/copy                 # try it on a copy of /etc/cni/net.d
 
---plugin-config is a JSON object with the plugin's keys (`ursa-cni --help`); `__NAME__` in its texts stands for the
-environment variable NAME, and __CNI_NET_DIR__, __CNI_BIN_DIR__, __RUN_DIR__ for the directories.
-Nothing is changed unless everything can be: the file must be valid, and every plugin in it must support its version.";
+--plugin-config is a JSON object with the plugin's keys (`ursa-cni --help`). `__NAME__` in its texts
+stands for the environment variable NAME; __CNI_NET_DIR__, __CNI_BIN_DIR__ and __RUN_DIR__ are known.
+Nothing is changed unless everything can be: the file must be valid, and every plugin in it must
+support its version.";
 
 /// Installs the plugin.
 #[derive(Debug, Args)]
@@ -173,12 +174,13 @@ impl Install {
 
 const UNINSTALL_HELP: &str = "\
 Examples:
-  ursa-cni uninstall                        # configuration, then the pods that still need the program, then the program
-  ursa-cni uninstall --drain-timeout 600
+  ursa-cni uninstall
+  ursa-cni uninstall --drain-timeout 600    # wait ten minutes for the pods that started with it
   ursa-cni uninstall --root /host           # in a container, with the node's / at /host
 
-Runtimes call DEL for a pod by the list that it was started with. While such pods run, a stub that does nothing stays in
-the program's place; run it again when they have ended. Doing it twice is fine.";
+The configuration goes first, then it waits, then the program goes. Runtimes call DEL for a pod by
+the list that it was started with: while such pods run, a stub that does nothing stays in the
+program's place. Run it again when they have ended; doing it twice is fine.";
 
 /// Removes the plugin.
 #[derive(Debug, Args)]
