@@ -1,4 +1,5 @@
-//! Mesh addresses routed to `lo`: without rules a connection to them is refused instead of leaving.
+//! Mesh addresses routed to `lo`: without rules a connection to them is refused instead of leaving. And the policy
+//! route that brings the application's answers to a transparent proxy.
 //!
 //! Routes and addresses carry a protocol number of ours, so that exactly they are removed.
 
@@ -13,18 +14,23 @@ use ipnet::IpNet;
 use self::kernel::Kernel;
 use crate::error::{Error, Hint, libc_errno};
 use crate::nft::text_difference;
-use crate::plan::Plan;
+use crate::plan::{Family, Plan};
 
 /// Who made a route or address: shown by `ip route` as `proto 117`.
 pub const PROTOCOL: u8 = 117;
 
-/// Something of ours on `lo`.
+/// Something of ours on `lo`. In this order they are added, and in the reverse order removed: a rule never leads to
+/// a table that is empty.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Item {
     /// A range that is local.
     Route(IpNet),
     /// An address of `lo`.
     Address(IpAddr),
+    /// A table in which everything is local.
+    Everything(Family, u32),
+    /// What carries a mark is looked up in a table.
+    Rule(Family, u32, u32),
 }
 
 impl std::fmt::Display for Item {
@@ -32,13 +38,32 @@ impl std::fmt::Display for Item {
         match self {
             Self::Route(net) => write!(f, "route local {net} dev lo"),
             Self::Address(address) => write!(f, "address {} dev lo", IpNet::from(*address)),
+            Self::Everything(family, table) => {
+                write!(f, "route local {} dev lo table {table}", everything(*family))
+            }
+            Self::Rule(Family::V4, mark, table) => write!(f, "rule fwmark {mark:#x} lookup {table}"),
+            Self::Rule(Family::V6, mark, table) => write!(f, "rule -6 fwmark {mark:#x} lookup {table}"),
         }
     }
 }
 
 impl Item {
     const fn is_ipv6(&self) -> bool {
-        matches!(self, Self::Route(IpNet::V6(_)) | Self::Address(IpAddr::V6(_)))
+        matches!(
+            self,
+            Self::Route(IpNet::V6(_))
+                | Self::Address(IpAddr::V6(_))
+                | Self::Everything(Family::V6, _)
+                | Self::Rule(Family::V6, ..)
+        )
+    }
+}
+
+/// Every address of a family.
+fn everything(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::V4(ipnet::Ipv4Net::default()),
+        Family::V6 => IpNet::V6(ipnet::Ipv6Net::default()),
     }
 }
 
@@ -75,7 +100,7 @@ impl Changes {
     /// Puts everything back.
     pub fn undo(self) -> Result<(), Error> {
         let mut kernel = Kernel::open()?;
-        self.removed.iter().try_for_each(|item| kernel.add(item).map(drop))?;
+        self.removed.iter().rev().try_for_each(|item| kernel.add(item).map(drop))?;
         self.added.iter().rev().try_for_each(|item| kernel.delete(item).map(drop))
     }
 }
@@ -107,7 +132,8 @@ fn ensure_all(kernel: &mut Kernel, plan: &Plan, changes: &mut Changes) -> Result
             changes.added.push(item.clone());
         }
     }
-    for stale in found.ours.difference(&wanted) {
+    let stale: Vec<_> = found.ours.difference(&wanted).collect();
+    for stale in stale.into_iter().rev() {
         if kernel.delete(stale)? {
             changes.removed.push(stale.clone());
         }
@@ -119,7 +145,7 @@ fn ensure_all(kernel: &mut Kernel, plan: &Plan, changes: &mut Changes) -> Result
 pub fn remove() -> Result<usize, Error> {
     let mut kernel = Kernel::open()?;
     let mut removed = 0;
-    for item in kernel.read()?.ours {
+    for item in kernel.read()?.ours.into_iter().rev() {
         removed += usize::from(kernel.delete(&item)?);
     }
     Ok(removed)
@@ -145,6 +171,12 @@ fn wanted(plan: &Plan) -> Result<BTreeSet<Item>, Error> {
     let routes = plan.local_routes.iter().map(|net| Item::Route(*net));
     let all = routes.chain(plan.loopback_addresses.iter().map(|a| Item::Address(*a)));
     let mut wanted: BTreeSet<_> = all.collect();
+    if let Some(route) = plan.policy_route {
+        for (_, family) in [(route.ipv4, Family::V4), (route.ipv6, Family::V6)].into_iter().filter(|(on, _)| *on) {
+            wanted.insert(Item::Everything(family, route.table));
+            wanted.insert(Item::Rule(family, route.mark, route.table));
+        }
+    }
     if wanted.iter().any(Item::is_ipv6) && !ipv6_on_lo()? {
         wanted.retain(|item| !item.is_ipv6());
     }

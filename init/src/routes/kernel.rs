@@ -16,13 +16,15 @@ use rtnetlink::packet_route::link::LinkFlags;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use rtnetlink::sys::AsyncSocket as _;
 use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec, RouteMessageBuilder};
 use tokio::runtime::Runtime;
 
-use super::{Found, Item, PROTOCOL};
+use super::{Found, Item, PROTOCOL, everything};
 use crate::error::{Error, libc_errno};
+use crate::plan::Family;
 
 /// `lo` has index 1 in every namespace.
 const LO: u32 = 1;
@@ -68,6 +70,7 @@ impl Kernel {
         let mut wanted = AddressMessage::default();
         wanted.header.family = AddressFamily::Inet6;
         wanted.header.index = LO;
+        self.read_policy(&mut found)?;
         for answer in self.dump("read lo's addresses", &Message::GetAddress(wanted))? {
             let Message::NewAddress(answer) = answer else { continue };
             let Some((item, protocol)) = address(&answer) else { continue };
@@ -81,11 +84,35 @@ impl Kernel {
         Ok(found)
     }
 
+    /// Reads our rules, and the tables that they lead to.
+    fn read_policy(&mut self, found: &mut Found) -> Result<(), Error> {
+        // Without a family the kernel answers for all in one go.
+        let rules = self.dump("read the routing rules", &Message::GetRule(RuleMessage::default()))?;
+        let rules = rules.iter().filter_map(|answer| match answer {
+            Message::NewRule(answer) => policy_rule(answer),
+            _ => None,
+        });
+        found.ours.extend(rules);
+        // Tables whose rule somebody removed are found as well: what is asked for is the maker.
+        for family in [Family::V4, Family::V6] {
+            let mut wanted = RouteMessage::default();
+            wanted.header.address_family = address_family(family);
+            wanted.header.protocol = RouteProtocol::from(PROTOCOL);
+            for answer in self.dump("read the routes that are ours", &Message::GetRoute(wanted))? {
+                let Message::NewRoute(answer) = answer else { continue };
+                found.ours.extend(everything_route(&answer, family));
+            }
+        }
+        Ok(())
+    }
+
     /// `false` if it exists already.
     pub(super) fn add(&mut self, item: &Item) -> Result<bool, Error> {
         let message = match item {
             Item::Route(net) => Message::NewRoute(route_message(*net)),
             Item::Address(address) => Message::NewAddress(address_message(*address)),
+            Item::Everything(family, table) => Message::NewRoute(everything_message(*family, *table)),
+            Item::Rule(family, mark, table) => Message::NewRule(rule_message(*family, *mark, *table)),
         };
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         self.change(&format!("add the {item}"), message, flags, libc_errno::EEXIST)
@@ -97,6 +124,12 @@ impl Kernel {
             Item::Route(net) => (Message::DelRoute(route_message(*net)), libc_errno::ESRCH),
             Item::Address(address) => {
                 (Message::DelAddress(address_message(*address)), libc_errno::EADDRNOTAVAIL)
+            }
+            Item::Everything(family, table) => {
+                (Message::DelRoute(everything_message(*family, *table)), libc_errno::ESRCH)
+            }
+            Item::Rule(family, mark, table) => {
+                (Message::DelRule(rule_message(*family, *mark, *table)), libc_errno::ENOENT)
             }
         };
         self.change(&format!("remove the {item}"), message, 0, gone)
@@ -191,6 +224,81 @@ fn route_message(net: IpNet) -> RouteMessage {
     message.header.kind = RouteType::Local;
     message.attributes.push(RouteAttribute::Oif(LO));
     message
+}
+
+/// A table in which every address is local.
+fn everything_message(family: Family, table: u32) -> RouteMessage {
+    let mut message = match everything(family) {
+        IpNet::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        IpNet::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    };
+    message.header.table = short(table);
+    message.attributes.push(RouteAttribute::Table(table));
+    message.header.protocol = RouteProtocol::from(PROTOCOL);
+    message.header.scope = RouteScope::Host;
+    message.header.kind = RouteType::Local;
+    message.attributes.push(RouteAttribute::Oif(LO));
+    message
+}
+
+fn rule_message(family: Family, mark: u32, table: u32) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = address_family(family);
+    message.header.action = RuleAction::ToTable;
+    message.header.table = short(table);
+    message.attributes = vec![
+        RuleAttribute::Table(table),
+        RuleAttribute::FwMark(mark),
+        RuleAttribute::FwMask(u32::MAX),
+        RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)),
+    ];
+    message
+}
+
+/// Tables above 255 are told by an attribute alone; the field then holds 0, 'unspecified'.
+fn short(table: u32) -> u8 {
+    u8::try_from(table).unwrap_or_default()
+}
+
+const fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+/// A rule of ours by mark.
+fn policy_rule(message: &RuleMessage) -> Option<Item> {
+    let family = match message.header.family {
+        AddressFamily::Inet => Family::V4,
+        AddressFamily::Inet6 => Family::V6,
+        _ => return None,
+    };
+    let attributes = &message.attributes;
+    let ours = attributes.contains(&RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
+    let mark = attributes.iter().find_map(|a| match a {
+        RuleAttribute::FwMark(mark) => Some(*mark),
+        _ => None,
+    });
+    let table = attributes.iter().find_map(|a| match a {
+        RuleAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    let table = table.unwrap_or_else(|| message.header.table.into());
+    ours.then_some(Item::Rule(family, mark?, table))
+}
+
+/// A table in which every address is local, and which we made.
+fn everything_route(message: &RouteMessage, family: Family) -> Option<Item> {
+    let named = message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    let ours = message.header.protocol == RouteProtocol::from(PROTOCOL)
+        && message.header.kind == RouteType::Local
+        && message.header.destination_prefix_length == 0
+        && message.attributes.contains(&RouteAttribute::Oif(LO));
+    ours.then(|| Item::Everything(family, named.unwrap_or_else(|| message.header.table.into())))
 }
 
 fn address_message(address: IpAddr) -> AddressMessage {
