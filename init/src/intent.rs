@@ -356,6 +356,48 @@ mod tests {
     }
 
     #[test]
+    fn workloads_must_be_told_apart() {
+        let fields = |json: &str| -> Vec<String> {
+            let intent: RedirectIntent = serde_json::from_str(json).unwrap();
+            let found = intent.validate().err().map(|InvalidIntent(found)| found).unwrap_or_default();
+            found.into_iter().map(|v| v.field).collect()
+        };
+        let web = r#"{"name":"web","uids":["2000-2009"],"proxyUids":[5701],"inbound":{"port":15106,"includePorts":[80]},
+            "outbound":{"port":15101},"dns":{"port":15153}}"#;
+        let shop = r#"{"name":"shop","slices":["ursa.slice/shop.slice"],"proxyUids":[5702],
+            "inbound":{"port":15206,"includePorts":["90-99"]},"outbound":{"port":15201},"dns":{"port":15253}}"#;
+        assert!(fields(&format!(r#"{{"workloads":[{web},{shop}]}}"#)).is_empty());
+        assert_eq!(
+            fields(&format!(r#"{{"workloads":[{web},{web}]}}"#)),
+            [
+                "workloads[1].name",
+                "workloads[1].uids",
+                "workloads[1].inbound.includePorts",
+                "workloads[1].inbound.port",
+                "workloads[1].outbound.port",
+                "workloads[1].dns.port"
+            ]
+        );
+        let vague = r#"{"name":"x","proxyUids":[0],"inbound":{"mode":"tproxy"}}"#;
+        assert_eq!(
+            fields(&format!(
+                r#"{{"proxyUids":[2005],"dns":{{"port":1}},"workloads":[{web},{vague}],"tproxy":{{"mark":0,"routeTable":254}},
+                "bridges":[{{"interface":"docker0"}}]}}"#
+            )),
+            [
+                "dns",
+                "bridges",
+                "workloads[0].uids",
+                "workloads[1].proxyUids[0]",
+                "workloads[1].uids",
+                "workloads[1].inbound.includePorts",
+                "tproxy.mark",
+                "tproxy.routeTable"
+            ]
+        );
+    }
+
+    #[test]
     fn one_proxy_uid_is_a_complete_document() {
         let intent: RedirectIntent = serde_json::from_str(r#"{"proxyUids":[5678]}"#).unwrap();
         intent.validate().unwrap();

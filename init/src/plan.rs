@@ -170,6 +170,8 @@ pub enum Match {
     ConnectionMark(u32),
     /// The packet belongs to no connection and can't begin one.
     InvalidConnection,
+    /// The packet begins a connection.
+    NewConnection,
 }
 
 /// What a rule does with a packet that matches.
@@ -183,7 +185,8 @@ pub enum Action {
     Drop,
     /// Send to this local port.
     Redirect(u16),
-    /// Hand the connection to the transparent socket on this port, addresses unchanged.
+    /// Hand the connection to the transparent socket on this port, addresses unchanged. Without such a socket nftables
+    /// goes on to the next rule, and iptables drops the packet.
     Tproxy(u16),
     /// Continue in another chain and never come back.
     Goto(ChainName),
@@ -225,6 +228,7 @@ impl fmt::Display for Match {
             Self::Mark(mark) => write!(f, "meta mark {mark:#x}"),
             Self::ConnectionMark(mark) => write!(f, "ct mark {mark:#x}"),
             Self::InvalidConnection => f.write_str("ct state invalid"),
+            Self::NewConnection => f.write_str("ct state new"),
         }
     }
 }

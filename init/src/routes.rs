@@ -172,7 +172,9 @@ fn wanted(plan: &Plan) -> Result<BTreeSet<Item>, Error> {
     let all = routes.chain(plan.loopback_addresses.iter().map(|a| Item::Address(*a)));
     let mut wanted: BTreeSet<_> = all.collect();
     if let Some(route) = plan.policy_route {
-        for (_, family) in [(route.ipv4, Family::V4), (route.ipv6, Family::V6)].into_iter().filter(|(on, _)| *on) {
+        for (_, family) in
+            [(route.ipv4, Family::V4), (route.ipv6, Family::V6)].into_iter().filter(|(on, _)| *on)
+        {
             wanted.insert(Item::Everything(family, route.table));
             wanted.insert(Item::Rule(family, route.mark, route.table));
         }

@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::expr::{Base, Cmp, CtKey, Expr, MetaKey, Verdict};
+use super::expr::{Base, CT_STATE_INVALID, CT_STATE_NEW, Cmp, CtKey, Expr, MetaKey, Verdict};
 use super::ruleset::{ChainDef, RuleDef, Ruleset};
 use crate::cgroup::Cgroups;
 use crate::intent::{Ids, Interface, Ports};
@@ -11,8 +11,6 @@ use crate::plan::{Action, Family, Match, Plan, Protocol, Rule};
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const RTN_LOCAL: u32 = 2;
-/// `NF_CT_STATE_INVALID_BIT`.
-const CT_STATE_INVALID: u32 = 1;
 const IFNAMSIZ: usize = 16;
 
 /// The rules that the kernel should hold for a plan. Cgroups are compared by their number.
@@ -110,11 +108,8 @@ fn matches(matches: &[Match], cgroups: &Cgroups) -> Vec<Expr> {
             Match::ConnectionMark(mark) => {
                 out.extend([Expr::Ct(CtKey::Mark), Expr::Cmp(Cmp::Eq, mark.to_ne_bytes().to_vec())]);
             }
-            Match::InvalidConnection => out.extend([
-                Expr::Ct(CtKey::State),
-                Expr::Mask(CT_STATE_INVALID.to_ne_bytes().to_vec()),
-                Expr::Cmp(Cmp::Neq, vec![0; 4]),
-            ]),
+            Match::InvalidConnection => connection(&mut out, CT_STATE_INVALID),
+            Match::NewConnection => connection(&mut out, CT_STATE_NEW),
         }
     }
     out
@@ -122,6 +117,13 @@ fn matches(matches: &[Match], cgroups: &Cgroups) -> Vec<Expr> {
 
 fn equal(key: MetaKey, value: Vec<u8>) -> [Expr; 2] {
     [Expr::Meta(key), Expr::Cmp(Cmp::Eq, value)]
+}
+
+/// The connection is in one of the states.
+fn connection(out: &mut Vec<Expr>, states: u32) {
+    let any = [Expr::Mask(states.to_ne_bytes().to_vec()), Expr::Cmp(Cmp::Neq, vec![0; 4])];
+    out.push(Expr::Ct(CtKey::State));
+    out.extend(any);
 }
 
 /// Ids are numbers in the host's order; a range compares bytes, so they are turned round first.

@@ -187,7 +187,11 @@ const NFT_GOTO: u32 = u32::MAX - 3;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 const NFT_CT_ZONE: u32 = 17;
-const NFT_META_NFTRACE: u32 = 23;
+const NFT_META_NFTRACE: u32 = 12;
+/// `NF_CT_STATE_INVALID_BIT`.
+pub(super) const CT_STATE_INVALID: u32 = 1;
+/// `NF_CT_STATE_BIT(IP_CT_NEW)`.
+pub(super) const CT_STATE_NEW: u32 = 8;
 const SOCKET_CGROUPV2: u32 = 3;
 const HOST_TO_NETWORK: u32 = 1;
 const FIB_ADDRTYPE: u32 = 3;
@@ -483,17 +487,17 @@ pub(crate) fn line(exprs: &[Expr]) -> String {
         match expr {
             Expr::Meta(key) => loaded = Loaded::Meta(*key),
             Expr::Payload { base, offset, len } => loaded = Loaded::Payload(*base, *offset, *len, None),
-            Expr::Mask(mask) => {
-                if let Loaded::Payload(.., prefix) = &mut loaded {
-                    *prefix = Some(mask.iter().map(|b| b.count_ones()).sum());
-                }
-            }
+            Expr::Mask(mask) => match &mut loaded {
+                Loaded::Payload(.., prefix) => *prefix = Some(mask.iter().map(|b| b.count_ones()).sum()),
+                Loaded::Ct(_, bits) => *bits = mask.first_chunk().map_or(0, |b| u32::from_ne_bytes(*b)),
+                _ => {}
+            },
             Expr::DestinationType => loaded = Loaded::DestinationType,
             Expr::Load(bytes) => loaded = Loaded::Constant(bytes.clone()),
             Expr::Cmp(op, bytes) => {
                 let _ = write!(out, "{}", loaded.compare(*op, bytes));
             }
-            Expr::Ct(key) => loaded = Loaded::Ct(*key),
+            Expr::Ct(key) => loaded = Loaded::Ct(*key, 0),
             Expr::SocketCgroup { level } => loaded = Loaded::Cgroup(*level),
             Expr::ToNetworkOrder => {}
             Expr::Range { inside, first, last } => {
@@ -540,7 +544,7 @@ enum Loaded {
     Payload(Base, u32, u32, Option<u32>),
     DestinationType,
     Constant(Vec<u8>),
-    Ct(CtKey),
+    Ct(CtKey, u32),
     Cgroup(u32),
 }
 
@@ -602,9 +606,11 @@ impl Loaded {
                 }
             }
             Self::Payload(_, offset, len, _) => format!("@{offset},{len} {sign}{bytes:02x?}"),
-            Self::Ct(CtKey::Mark) => format!("ct mark {sign}{host:#x}"),
+            Self::Ct(CtKey::Mark, _) => format!("ct mark {sign}{host:#x}"),
             // Loaded and masked: only 'any of these bits' is ever asked.
-            Self::Ct(CtKey::State) => "ct state invalid".to_owned(),
+            Self::Ct(CtKey::State, CT_STATE_INVALID) => "ct state invalid".to_owned(),
+            Self::Ct(CtKey::State, CT_STATE_NEW) => "ct state new".to_owned(),
+            Self::Ct(CtKey::State, bits) => format!("ct state & {bits:#x} {sign}{host:#x}"),
             Self::Cgroup(level) => {
                 let id = bytes.first_chunk().map_or(0, |b| u64::from_ne_bytes(*b));
                 format!("socket cgroupv2 level {level} {sign}{id}")

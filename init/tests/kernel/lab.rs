@@ -116,9 +116,15 @@ impl Namespace {
 
     /// Connects as a user; the port that answered, or what failed.
     pub(crate) fn tcp(&self, uid: u32, to: &str) -> Result<u16, std::io::ErrorKind> {
+        self.tcp_as(uid, uid, to)
+    }
+
+    /// Connects as a user in a group.
+    pub(crate) fn tcp_as(&self, uid: u32, gid: u32, to: &str) -> Result<u16, std::io::ErrorKind> {
         let to: SocketAddr = to.parse().expect("an address and a port");
         self.run(|| {
             // Only this thread's: the kernel matches the user that opened the socket.
+            nix::unistd::setfsgid(gid.into());
             nix::unistd::setfsuid(uid.into());
             landed(TcpStream::connect_timeout(&to, PATIENCE))
         })

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 mod lab;
+mod options;
+mod several;
+mod tproxy;
 
 use std::io::ErrorKind::{ConnectionRefused, NetworkUnreachable};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};

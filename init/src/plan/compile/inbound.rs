@@ -89,14 +89,21 @@ fn arrival(rules: &mut Rules, scope: &Scope<'_>, ports: &'static str) {
 /// Which arriving ports go to the proxy; shared by arriving connections and the hairpin.
 pub(super) fn ports(scope: &Scope<'_>, name: &'static str, to_proxy: &Action) -> Chain {
     let mut rules = Rules::default();
+    let mut included = Vec::new();
     if scope.inbound.include_ports.is_empty() {
         for ports in &scope.inbound.exclude_ports {
             rules.add(tcp_to(*ports), Action::Return, "excluded port");
         }
-        rules.add([Match::Protocol(Protocol::Tcp)], to_proxy.clone(), "arriving connections");
+        included.push((vec![Match::Protocol(Protocol::Tcp)], "arriving connections"));
     } else {
-        for ports in &scope.inbound.include_ports {
-            rules.add(tcp_to(*ports), to_proxy.clone(), "included port");
+        included.extend(scope.inbound.include_ports.iter().map(|p| (tcp_to(*p).to_vec(), "included port")));
+    }
+    for (matches, reason) in included {
+        rules.add(matches.clone(), to_proxy.clone(), reason);
+        if let Action::Tproxy(_) = to_proxy {
+            // Connections that are older than the rules stay with the application.
+            let new = matches.into_iter().chain([Match::NewConnection]);
+            rules.add(new, Action::Reject, "no transparent proxy listens");
         }
     }
     rules.named(scope.chain(name))
