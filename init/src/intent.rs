@@ -2,6 +2,7 @@
 
 mod cgroup;
 mod interface;
+pub mod kuma;
 mod span;
 mod validate;
 
