@@ -1,7 +1,8 @@
 # Sourced by the scripts beside it.
 set -eu
 
-# need PROGRAM PACKAGE...: installs Debian packages when the program is missing.
+# need PROGRAM PACKAGE...: installs Debian packages when the program is missing. Nothing that they bring starts: with
+# SYSTEMD_OFFLINE systemctl does nothing but enable.
 need() {
     program=$1
     shift
@@ -11,9 +12,10 @@ need() {
         return 1
     fi
     log=$(mktemp)
-    if DEBIAN_FRONTEND=noninteractive apt-get -qq install -y "$@" >"$log" 2>&1 ||
+    export DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1
+    if apt-get -qq install -y --no-install-recommends "$@" >"$log" 2>&1 ||
         { apt-get -qq update >>"$log" 2>&1 &&
-            DEBIAN_FRONTEND=noninteractive apt-get -qq install -y "$@" >>"$log" 2>&1; }; then
+            apt-get -qq install -y --no-install-recommends "$@" >>"$log" 2>&1; }; then
         rm -f "$log"
     else
         cat "$log" >&2

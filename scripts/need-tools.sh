@@ -3,3 +3,11 @@
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 need ip iproute2
+# Container runtimes, and what stands in a pod's network before our plugin.
+PATH=$PATH:/usr/sbin:/sbin:/usr/lib/cni
+need containerd containerd
+need podman podman
+need runc runc
+need portmap containernetworking-plugins
+need iptables iptables
+need /bin/busybox busybox-static

@@ -9,6 +9,7 @@
 //! * [`program`]: ordinary HTTP programs that know nothing of a mesh.
 //! * [`capture`]: every packet that crosses the bridge.
 //! * [`fault`]: a full disk, a kernel without nf_tables; [`flood`]: very many resources.
+//! * [`machine`]: a host with processes and mounts of its own; [`runtime`]: real container runtimes on it.
 //! * [`http`]: one request over a unix socket.
 //! * [`mesh`]: control plane, nodes and workloads on top.
 //! * [`pair`]: the smallest mesh that does something; [`soak`]: its parts killed in turn.
@@ -19,10 +20,12 @@ pub mod daemon;
 pub mod fault;
 pub mod flood;
 pub mod http;
+pub mod machine;
 pub mod mesh;
 pub mod net;
 pub mod pair;
 pub mod program;
+pub mod runtime;
 pub mod soak;
 pub mod wait;
 
@@ -149,6 +152,7 @@ impl Lab {
     /// Removes what a lab of this prefix left: processes, namespaces, files. Says what couldn't be removed.
     pub fn remove(prefix: &str) -> Vec<String> {
         let mut problems = net::remove(prefix);
+        machine::remove_cgroups(prefix);
         let dir = std::env::temp_dir().join(prefix);
         match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

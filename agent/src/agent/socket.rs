@@ -153,7 +153,10 @@ impl CniAdd {
         let mut labels = given.labels.clone();
         labels
             .entry("kuma.io/workload".to_owned())
-            .or_insert_with(|| annotation("kuma.io/workload").unwrap_or(&name).to_owned());
+            // A label of DNS-1035, which has no dots, while a pod's full name has at least one.
+            .or_insert_with(|| {
+                annotation("kuma.io/workload").map_or_else(|| name.replace('.', "-"), str::to_owned)
+            });
         Ok(json!({
             "type": "Dataplane",
             "mesh": mesh,
@@ -382,6 +385,16 @@ mod tests {
         assert_eq!(spec.cluster(), "web");
         assert_eq!(spec.dataplane["networking"]["inbound"].as_array().unwrap().len(), 2);
         assert!(spec.redirect.is_none(), "the plugin's work");
+    }
+
+    #[test]
+    fn a_pod_that_says_nothing_has_a_valid_workload() {
+        let spec = pod(json!({
+            "cmd": "cni-add", "container_id": "c1", "netns": "/run/netns/x", "ips": ["10.0.0.9"],
+            "args": {"K8S_POD_NAME": "web-0", "K8S_POD_NAMESPACE": "shop"},
+        }))
+        .unwrap();
+        assert_eq!((spec.name.as_str(), spec.cluster().as_str()), ("web-0.shop", "web-0-shop"));
     }
 
     #[test]

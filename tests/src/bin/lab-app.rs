@@ -46,6 +46,13 @@ enum Verb {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<std::ffi::OsString>,
     },
+    /// Is the first process of a machine: mounts what is the machine's own, prints `up`, and collects orphans until its
+    /// input ends.
+    Machine {
+        /// What it has as `/var/lib`; the rest of its files are those of the machine that runs the lab.
+        #[arg(long)]
+        disk: std::path::PathBuf,
+    },
     /// Is a name server: every name has the address 192.0.2.53 and no other record.
     Resolver {
         #[arg(long)]
@@ -62,6 +69,9 @@ fn main() -> anyhow::Result<()> {
         ursa_tests::lab::fault::forbid_nf_tables().context("cannot install the filter")?;
         let (program, args) = command.split_first().context("which program?")?;
         return Err(std::process::Command::new(program).args(args).exec().into());
+    }
+    if let Verb::Machine { disk } = &verb {
+        return machine(disk);
     }
     // Only root may have the port of names.
     let resolver = match &verb {
@@ -86,7 +96,36 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Verb::WithoutNfTables { .. } => bail!("invariant: it became another program above"),
+        Verb::Machine { .. } => bail!("invariant: it never ends"),
         Verb::Resolver { .. } => resolver.map_or(Ok(()), |socket| answer_lookups(&socket)),
+    }
+}
+
+/// The first process of a machine, whose end is that of all the others.
+fn machine(disk: &std::path::Path) -> anyhow::Result<()> {
+    use nix::mount::{MsFlags, mount};
+    use nix::sys::signal::{SigSet, Signal};
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    let none = None::<&str>;
+    for dir in ["/run", "/dev/shm"] {
+        mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), none)
+            .with_context(|| format!("cannot mount an empty {dir}"))?;
+    }
+    for dir in ["/run/netns", "/run/lock"] {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {dir}"))?;
+    }
+    mount(Some(disk), "/var/lib", none, MsFlags::MS_BIND, none).context("cannot mount over /var/lib")?;
+    let mut orphans = SigSet::empty();
+    orphans.add(Signal::SIGCHLD);
+    orphans.thread_block().context("cannot block a signal")?;
+    println!("up");
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(0);
+    });
+    loop {
+        orphans.wait().context("cannot wait for a signal")?;
+        while !matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive) | Err(_)) {}
     }
 }
 

@@ -3,14 +3,37 @@
 use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::machine::{self, Init};
 use super::net::Host;
 use super::wait;
+
+/// Where a program runs.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// In a network namespace.
+    Netns(PathBuf),
+    /// On a machine of its own.
+    Machine(Init),
+}
+
+impl From<&Host> for Place {
+    fn from(host: &Host) -> Self {
+        Self::Netns(host.path())
+    }
+}
+
+impl From<&machine::Machine> for Place {
+    fn from(machine: &machine::Machine) -> Self {
+        Self::Machine(machine.init())
+    }
+}
 
 /// One long-running program. Dropping it kills it.
 #[derive(Debug)]
@@ -19,17 +42,17 @@ pub struct Daemon {
     program: PathBuf,
     args: Vec<String>,
     envs: Vec<(String, String)>,
-    netns: PathBuf,
+    place: Place,
     log: PathBuf,
     detached: bool,
     child: Option<Child>,
 }
 
 impl Daemon {
-    /// Starts `program` on `host`; what it says goes to `log`.
+    /// Starts `program` in `place`; what it says goes to `log`.
     pub fn start(
         name: &str,
-        host: &Host,
+        place: impl Into<Place>,
         program: PathBuf,
         args: Vec<String>,
         envs: Vec<(String, String)>,
@@ -40,7 +63,7 @@ impl Daemon {
             program,
             args,
             envs,
-            netns: host.path(),
+            place: place.into(),
             log,
             detached: false,
             child: None,
@@ -56,12 +79,17 @@ impl Daemon {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("cannot open the log {}", self.log.display()))?;
-        let mut command = Command::new("nsenter");
+        let mut command = match &self.place {
+            // nsenter executes the program in its own place, so the child's pid is the program's.
+            Place::Netns(netns) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", netns.display())).arg(&self.program);
+                command
+            }
+            Place::Machine(init) => machine::entering(init.load(Ordering::Relaxed), &self.program),
+        };
         without_settings(&mut command);
-        // nsenter executes the program in its own place, so the child's pid is the program's.
         let child = command
-            .arg(format!("--net={}", self.netns.display()))
-            .arg(&self.program)
             .args(&self.args)
             .envs(self.envs.iter().cloned())
             .stdin(Stdio::null())
@@ -75,7 +103,15 @@ impl Daemon {
 
     /// Its process id, while it runs.
     pub fn pid(&self) -> Option<i32> {
-        self.child.as_ref().and_then(|child| i32::try_from(child.id()).ok())
+        let child = i32::try_from(self.child.as_ref()?.id()).ok()?;
+        match self.place {
+            Place::Netns(_) => Some(child),
+            // What nsenter forked, or is about to.
+            Place::Machine(_) => {
+                let forked = || machine::child_of(child).ok_or_else(|| "none".to_owned());
+                wait::until("nsenter to fork", Duration::from_secs(1), forked).ok().map(|(pid, _)| pid)
+            }
+        }
     }
 
     /// `None` while it runs, else how it ended.
@@ -103,8 +139,10 @@ impl Daemon {
 
     /// Kills it with no warning, and collects it.
     pub fn kill(&mut self) {
+        let inner = if matches!(self.place, Place::Machine(_)) { self.pid() } else { None };
         if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
+            // nsenter ends with what it forked, and not the other way round.
+            let _ = inner.map_or_else(|| child.kill().map_err(Into::into), kill_pid);
             let _ = child.wait();
         }
     }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 
-use super::daemon::Daemon;
+use super::daemon::{Daemon, Place};
+use super::machine::Machine;
 use super::net::Host;
 use super::{Lab, Programs, wait};
 
@@ -202,6 +203,17 @@ impl Node {
         Self::start(lab, name, Some(ticket))
     }
 
+    /// Joins a machine with a ticket and starts its agent, with changes to the agent's configuration.
+    pub fn join_on(
+        lab: &Lab,
+        machine: &Machine,
+        name: &str,
+        ticket: &str,
+        edit: impl FnOnce(&mut Value),
+    ) -> anyhow::Result<Self> {
+        Self::start_in(lab, name, machine.host.clone(), machine.into(), Some(ticket), edit)
+    }
+
     /// Starts an agent that hasn't joined.
     pub fn unjoined(lab: &mut Lab, name: &str) -> anyhow::Result<Self> {
         Self::start(lab, name, None)
@@ -209,12 +221,24 @@ impl Node {
 
     fn start(lab: &mut Lab, name: &str, ticket: Option<&str>) -> anyhow::Result<Self> {
         let host = lab.net.host(name)?;
+        let place = Place::from(&host);
+        Self::start_in(lab, name, host, place, ticket, |_| {})
+    }
+
+    fn start_in(
+        lab: &Lab,
+        name: &str,
+        host: Host,
+        place: Place,
+        ticket: Option<&str>,
+        edit: impl FnOnce(&mut Value),
+    ) -> anyhow::Result<Self> {
         let dir = lab.dir().join(name);
         super::create_open(&dir)?;
         for folder in ["run", "state", "workloads.d"] {
             super::create_open(&dir.join(folder))?;
         }
-        let config = json!({
+        let mut config = json!({
             "node": name,
             "runDir": dir.join("run"),
             "stateDir": dir.join("state"),
@@ -222,6 +246,7 @@ impl Node {
             "envoy": lab.programs.envoy,
             "launcher": "fork",
         });
+        edit(&mut config);
         let file = lab.dir().join(format!("{name}.yaml"));
         std::fs::write(&file, serde_json::to_string_pretty(&config)?)?;
         let program = lab.programs.path("ursa-agent");
@@ -231,7 +256,7 @@ impl Node {
             run(&mut join, ticket).with_context(|| format!("{name} cannot join"))?;
         }
         let args = vec!["run".into(), "--config".into(), file.display().to_string()];
-        let agent = Daemon::start("ursa-agent", &host, program.clone(), args, Vec::new(), lab.log(name))?;
+        let agent = Daemon::start("ursa-agent", place, program.clone(), args, Vec::new(), lab.log(name))?;
         Ok(Self {
             name: name.to_owned(),
             host,

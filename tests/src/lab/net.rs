@@ -49,12 +49,7 @@ impl Host {
 
     /// The processes here that run a program of this name.
     pub fn running(&self, program: &str) -> Vec<i32> {
-        let runs = |pid: &i32| {
-            std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| {
-                exe.file_name().is_some_and(|name| name.to_string_lossy().starts_with(program))
-            })
-        };
-        self.pids().into_iter().filter(runs).collect()
+        self.pids().into_iter().filter(|pid| runs(*pid, program)).collect()
     }
 
     /// Runs `work` on a thread of its own in this namespace, with an event loop whose sockets are here too.
@@ -133,6 +128,28 @@ impl Network {
         ip(&["-n", &host.netns, "-batch", "-"], &batch)?;
         Ok(host)
     }
+}
+
+/// Every process of the machine that runs the lab.
+pub fn processes() -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Whether a process runs a program whose name begins so.
+pub fn runs(pid: i32, program: &str) -> bool {
+    let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
+    exe.is_ok_and(|exe| exe.file_name().is_some_and(|name| name.to_string_lossy().starts_with(program)))
+}
+
+/// The processes in the network namespace that this file stands for, wherever that file is mounted.
+pub fn processes_in(netns: &std::path::Path) -> Vec<i32> {
+    use std::os::unix::fs::MetadataExt as _;
+    let identity = |path: PathBuf| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let Some(wanted) = identity(netns.to_owned()) else { return Vec::new() };
+    let mut found = processes();
+    found.retain(|pid| identity(format!("/proc/{pid}/ns/net").into()) == Some(wanted));
+    found
 }
 
 fn ip(args: &[&str], input: &str) -> anyhow::Result<String> {

@@ -66,9 +66,12 @@ pub struct Client {
 impl Client {
     /// Starts it.
     pub fn start(lab: &Lab, host: &Host) -> anyhow::Result<Self> {
-        let mut child = host
-            .command(&lab.programs.path("lab-app"))
-            .arg("client")
+        Self::spawn(host.command(&lab.programs.path("lab-app")).arg("client"))
+    }
+
+    /// Starts it by a command of one's own, as in a container.
+    pub fn spawn(command: &mut std::process::Command) -> anyhow::Result<Self> {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())

@@ -7,6 +7,7 @@
 mod bad_input;
 mod bench;
 mod cni;
+mod cni_runtimes;
 mod deaths;
 mod expiry;
 mod identity;
