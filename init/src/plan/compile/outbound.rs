@@ -28,10 +28,6 @@ pub(super) fn chains(intent: &RedirectIntent, scopes: &[Scope<'_>]) -> Vec<Chain
             "the proxy delivers to the application",
         );
     }
-    if scopes.iter().any(Scope::is_tproxy) {
-        let delivery = [Match::Mark(intent.tproxy.mark), lo()];
-        rules.add(delivery, Action::Return, "the proxy delivers with the client's address");
-    }
     for (i, scope) in scopes.iter().enumerate().filter(|(_, s)| !s.proxy.is_empty()) {
         let name = scope.chain("proxy");
         for owner in &scope.proxy {
@@ -77,6 +73,10 @@ fn proxy(intent: &RedirectIntent, scopes: &[Scope<'_>], own: Option<usize>) -> R
     if arriving.is_empty() {
         rules.add([], Action::Return, "the proxy's own traffic");
         return rules;
+    }
+    if scopes.iter().any(Scope::is_tproxy) {
+        let delivery = [Match::Mark(intent.tproxy.mark), lo()];
+        rules.add(delivery, Action::Return, "the proxy delivers with the client's address");
     }
     if scopes.iter().any(|s| s.dns.enabled) {
         rules.add(tcp_to(Ports::one(53)), Action::Return, "the shim's own lookups over TCP");
