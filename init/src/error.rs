@@ -41,6 +41,14 @@ pub enum Error {
         .0.display()
     )]
     HostNamespace(PathBuf),
+    /// The namespace belongs to another user namespace.
+    #[error(
+        "{} belongs to a user namespace of its own (a pod with `hostUsers: false`, a rootless container): the kernel \
+         would take the user ids in the rules for that namespace's, and the proxy's connections would be sent back to \
+         it. Run ursa-init inside of it, or give the pod `hostUsers: true`",
+        .0.display()
+    )]
+    OtherUsers(PathBuf),
     /// The kernel refused a request.
     #[error("the kernel refused to {what}{hint}")]
     Kernel {

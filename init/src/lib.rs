@@ -52,6 +52,7 @@ impl Applied {
 /// in one batch, then a read-back. Nothing changes when the plan is already in place; on failure what this call
 /// changed is undone.
 pub fn apply(plan: &Plan) -> Result<Applied, Error> {
+    netns::Netns::current()?.refuse_other_users()?;
     let routes = routes::ensure(plan)?;
     match nft::apply(plan) {
         Ok(rules_changed) => Ok(Applied { rules_changed, routes_changed: routes.count() }),

@@ -82,6 +82,28 @@ impl Netns {
         Ok((other.dev(), other.ino()) == (mine.dev(), mine.ino()))
     }
 
+    /// Fails when the namespace belongs to another user namespace than the caller's, as that of a pod with
+    /// `hostUsers: false` does. The kernel would read the rules' user ids as that namespace's, and a proxy that has no
+    /// id there would look like 'nobody': its own connections would be sent back to it.
+    pub fn refuse_other_users(&self) -> Result<(), Error> {
+        let fail = |source: io::Error| Error::Namespace {
+            what: "inspect the owner of",
+            path: self.path.clone(),
+            hint: Hint("needs /proc"),
+            source,
+        };
+        let owner = match owner(&self.file) {
+            Ok(owner) => owner,
+            // The owner is an ancestor of the caller's user namespace, or the kernel is older than 4.9.
+            Err(nix::errno::Errno::EPERM | nix::errno::Errno::ENOTTY) => return Ok(()),
+            Err(errno) => return Err(fail(errno.into())),
+        };
+        let id = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        let theirs = owner.metadata().map(id).map_err(fail)?;
+        let ours = std::fs::metadata("/proc/self/ns/user").map(id).map_err(fail)?;
+        if theirs == ours { Ok(()) } else { Err(Error::OtherUsers(self.path.clone())) }
+    }
+
     /// Fails when this is the machine's own namespace.
     pub fn refuse_host(&self) -> Result<(), Error> {
         if self.is_host()? { Err(Error::HostNamespace(self.path.clone())) } else { Ok(()) }
@@ -120,6 +142,17 @@ impl Netns {
             })
         })
     }
+}
+
+/// The user namespace that a namespace belongs to (`man 2 NS_GET_USERNS`).
+#[expect(unsafe_code, reason = "neither std nor nix wraps NS_GET_USERNS")]
+fn owner(namespace: &File) -> nix::Result<File> {
+    use std::os::fd::{AsRawFd as _, FromRawFd as _};
+    // SAFETY: the descriptor is open during the call, and the request takes no argument.
+    let fd = unsafe { nix::libc::ioctl(namespace.as_raw_fd(), nix::libc::NS_GET_USERNS) };
+    let fd = nix::errno::Errno::result(fd)?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 /// Runs `f` in the network namespace at `path`.

@@ -331,6 +331,33 @@ fn nothing_is_half_done_without_rights() {
 }
 
 #[test]
+fn ids_of_another_user_namespace_are_refused() {
+    // A pod with `hostUsers: false`: its namespaces belong to users of its own.
+    let mut pod = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "sh", "-c", "echo ready; exec sleep 60"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 5];
+    std::io::Read::read_exact(pod.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    let path = format!("/proc/{}/ns/net", pod.id());
+    let failed = ursa_init::in_netns(path.as_ref(), || ursa_init::apply(&plan(&intent()))).unwrap();
+    let left = ursa_init::in_netns(path.as_ref(), ursa_init::show).unwrap().unwrap();
+    // From inside the ids mean what they say.
+    let inside = Command::new("nsenter")
+        .args(["--user", "--net", "--target", &pod.id().to_string()])
+        .args([env!("CARGO_BIN_EXE_ursa-init"), "apply", "--proxy-uid", "5678"])
+        .output()
+        .unwrap();
+    pod.kill().unwrap();
+    pod.wait().unwrap();
+    let text = failed.unwrap_err().to_string();
+    assert!(text.contains("hostUsers: false"), "{text}");
+    assert_eq!(left, Vec::<String>::new(), "nothing was changed");
+    assert!(inside.status.success(), "{}", String::from_utf8_lossy(&inside.stderr));
+}
+
+#[test]
 fn an_unroutable_address_stays_unroutable() {
     let web = Namespace::new();
     web.ip("link set lo up");
