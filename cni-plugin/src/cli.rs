@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::explain;
-use crate::install::command::{Install, KubeconfigCommand, Status, Uninstall};
+use crate::install::command::{Install, KubeconfigCommand, NodeCommand, Status, Uninstall};
 
 const HELP: &str = "\
 The container runtime starts ursa-cni itself (CNI 0.3.0 to 1.1.0), chained in a conflist:
@@ -52,6 +52,8 @@ enum Command {
     Uninstall(Uninstall),
     /// Say whether it is in place, and who fights over it
     Status(Status),
+    /// Bring the agent to a Kubernetes node, or take it away
+    Node(NodeCommand),
     /// Write a kubeconfig for another plugin that needs one; ursa-cni needs none
     Kubeconfig(KubeconfigCommand),
 }
@@ -63,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Install(command) => command.run(),
         Command::Uninstall(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Node(command) => command.run(),
         Command::Kubeconfig(command) => command.run(),
     };
     match done {

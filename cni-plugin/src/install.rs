@@ -10,6 +10,7 @@ pub mod directory;
 mod error;
 mod file;
 pub mod kubeconfig;
+pub mod node;
 mod place;
 pub mod plugin;
 mod remove;
@@ -23,7 +24,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use error::InstallError;
-pub use remove::{Left, uninstall};
+pub use remove::{Left, uninstall, uninstall_and_stay};
 pub use status::{Status, status};
 pub(crate) use stub::is_stub;
 pub use watch::watch;

@@ -10,6 +10,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 pub mod api;
+pub mod cni;
 pub mod deviations;
 pub mod naming;
 pub mod validation;
@@ -120,6 +121,7 @@ impl Group {
 /// Every group that is judged.
 pub const GROUPS: &[Group] = &[
     Group { name: "02-validation", run: validation::run },
+    Group { name: "05-cni", run: cni::run },
     Group { name: "07-api-server", run: api::run },
     Group { name: "08-naming-and-labels", run: naming::run },
 ];

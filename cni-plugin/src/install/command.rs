@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::kubeconfig::Kubeconfig;
-use super::{InstallError, Layout, Mode, Wish, plugin};
+use super::node::{self, Node};
+use super::{InstallError, Layout, Left, Mode, Wish, plugin};
 
 /// Exit code of `status` when something is amiss.
 const EXIT_NOT_INTACT: u8 = 3;
@@ -191,33 +192,43 @@ pub(crate) struct Uninstall {
     /// How many seconds to wait until the pods that started with the plugin have ended
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain_timeout: u64,
+    /// Stay until SIGTERM, and remove the stub when the last pod that needs it has ended
+    #[arg(long, conflicts_with = "drain_timeout")]
+    stay: bool,
 }
 
 impl Uninstall {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         let layout = self.place.layout();
-        let left =
-            super::uninstall(&layout, Duration::from_secs(self.drain_timeout), |text| println!("{text}"))?;
-        left.done.iter().for_each(|done| println!("{done}"));
-        if !left.sidecars.is_empty() {
-            println!(
-                "{} pods keep their sidecar while ursa-agent runs: restart them before you remove it ({})",
-                left.sidecars.len(),
-                left.sidecars.join(", ")
-            );
+        if self.stay {
+            super::uninstall_and_stay(&layout, |left| tell(&layout, left))?;
+            return Ok(ExitCode::SUCCESS);
         }
-        if left.attachments.is_empty() {
-            println!("ursa-cni is removed");
-        } else {
-            println!(
-                "{} pods that started with ursa-cni still run, and the runtime will call it when they end: {} is now a stub that \
-                 does nothing. Run `ursa-cni uninstall` again when they have ended ({})",
-                left.attachments.len(),
-                layout.program().display(),
-                left.attachments.join(", ")
-            );
-        }
+        let patience = Duration::from_secs(self.drain_timeout);
+        tell(&layout, &super::uninstall(&layout, patience, |text| println!("{text}"))?);
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn tell(layout: &Layout, left: &Left) {
+    left.done.iter().for_each(|done| println!("{done}"));
+    if !left.sidecars.is_empty() {
+        println!(
+            "{} pods keep their sidecar while ursa-agent runs: restart them before you remove it ({})",
+            left.sidecars.len(),
+            left.sidecars.join(", ")
+        );
+    }
+    if left.attachments.is_empty() {
+        println!("ursa-cni is removed");
+    } else {
+        println!(
+            "{} pods that started with ursa-cni still run, and the runtime will call it when they end: {} is now a stub that \
+                 does nothing. Run `ursa-cni uninstall` again when they have ended ({})",
+            left.attachments.len(),
+            layout.program().display(),
+            left.attachments.join(", ")
+        );
     }
 }
 
@@ -241,6 +252,112 @@ impl Status {
         let status = super::status(&self.place.layout())?;
         print!("{status}");
         Ok(if status.is_intact() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NOT_INTACT) })
+    }
+}
+
+const NODE_HELP: &str = "\
+Examples (in a container of the image, with the node's / at /host):
+  ursa-cni node install --root /host --agent-config /etc/ursa-config/agent.yaml
+  ursa-cni node remove --root /host
+
+The agent is a unit of the node's systemd: it and its sidecars outlive this container. Where no systemd runs, files are
+copied and nothing is started. Configuration and state (/etc/ursa, /var/lib/ursa) stay when it is removed.";
+
+/// Brings the agent to a Kubernetes node, and takes it away.
+#[derive(Debug, Args)]
+#[command(after_help = NODE_HELP)]
+pub(crate) struct NodeCommand {
+    #[command(subcommand)]
+    command: NodeSubcommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeSubcommand {
+    /// Copy programs, units and configuration to the node and start the agent; also upgrades it
+    Install {
+        #[command(flatten)]
+        node: NodePlace,
+        /// The agent's configuration, copied to /etc/ursa/agent.yaml
+        #[arg(long, value_name = "FILE")]
+        agent_config: Option<PathBuf>,
+        /// Copy only
+        #[arg(long)]
+        no_start: bool,
+    },
+    /// Stop the agent and remove its programs and units
+    Remove {
+        #[command(flatten)]
+        node: NodePlace,
+        /// Even though sidecars run
+        #[arg(long)]
+        force: bool,
+    },
+    /// Run the node's systemctl
+    #[command(hide = true)]
+    Systemctl {
+        #[arg(long, value_name = "DIR")]
+        root: PathBuf,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct NodePlace {
+    #[command(flatten)]
+    place: Place,
+    /// Root of the file system that holds usr/bin/ursa-agent and the units, as packages install them
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    from: PathBuf,
+    /// Directory of the programs on the node
+    #[arg(long, value_name = "DIR", default_value = "/opt/ursa")]
+    prefix: PathBuf,
+}
+
+impl NodePlace {
+    fn node(&self, config: Option<&PathBuf>) -> Node {
+        Node {
+            root: self.place.root.clone(),
+            from: self.from.clone(),
+            prefix: self.prefix.clone(),
+            config: config.cloned(),
+        }
+    }
+}
+
+impl NodeCommand {
+    pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
+        match &self.command {
+            NodeSubcommand::Install { node, agent_config, no_start } => {
+                let node = node.node(agent_config.as_ref());
+                let changed = node.install()?;
+                for path in &changed {
+                    println!("installed {}", path.display());
+                }
+                if !no_start {
+                    let started = node.start(!changed.is_empty());
+                    println!(
+                        "{}",
+                        if started {
+                            "ursa-agent runs"
+                        } else {
+                            "ursa-agent was not started: no systemd answers here"
+                        }
+                    );
+                }
+            }
+            NodeSubcommand::Remove { node, force } => {
+                let removed = node.node(None).remove(&node.place.layout(), *force)?;
+                for path in removed {
+                    println!("removed {}", path.display());
+                }
+            }
+            NodeSubcommand::Systemctl { root, arguments } => {
+                return Err(node::become_systemctl(root, arguments))
+                    .with_context(|| format!("can't run systemctl below {}", root.display()));
+            }
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 

@@ -14,6 +14,7 @@ use super::directory::{Directory, Kind};
 use super::error::{InstallError, io};
 use super::file::{self, Lock};
 use super::place::{self, SAVED};
+use super::watch::{Events, LOOK};
 use super::{Layout, plugin, read_directory, stub};
 
 /// What is left when [`uninstall`] is done.
@@ -60,6 +61,23 @@ pub fn uninstall(layout: &Layout, drain: Duration, mut told: impl FnMut(&str)) -
     left.attachments = attachments.cached;
     left.sidecars = attachments.sidecars;
     Ok(left)
+}
+
+/// Removes everything, stays until SIGTERM, and removes the stub when nobody needs it any more.
+pub fn uninstall_and_stay(layout: &Layout, mut told: impl FnMut(&Left)) -> Result<(), InstallError> {
+    let events = Events::new()?;
+    let mut before = None;
+    loop {
+        events.watch(&layout.cache_dir.join("results"));
+        let left = uninstall(layout, Duration::ZERO, |_| ())?;
+        if before.as_ref() != Some(&left) {
+            told(&left);
+        }
+        before = Some(Left { done: Vec::new(), ..left });
+        if !events.wait(LOOK) {
+            return Ok(());
+        }
+    }
 }
 
 /// Waits until nobody needs the plugin, or the time is over.

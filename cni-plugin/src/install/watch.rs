@@ -23,7 +23,7 @@ const REPAIRS: usize = 3;
 /// … within this time: more is a fight.
 const WITHIN: Duration = Duration::from_secs(60);
 /// A directory that says nothing is looked at all the same.
-const LOOK: Duration = Duration::from_secs(30);
+pub(super) const LOOK: Duration = Duration::from_secs(30);
 /// Where there is no directory to watch.
 const NO_DIRECTORY: Duration = Duration::from_secs(1);
 /// Whoever writes is left to finish.
@@ -57,14 +57,14 @@ pub(super) fn state_file(run_dir: &Path) -> PathBuf {
     run_dir.join("cni-install.json")
 }
 
-/// What wakes the watch.
-struct Events {
+/// What wakes a process that stays.
+pub(super) struct Events {
     inotify: Inotify,
     stop: SignalFd,
 }
 
 impl Events {
-    fn new() -> Result<Self, InstallError> {
+    pub(super) fn new() -> Result<Self, InstallError> {
         let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
         let system = |tried, error: nix::Error| io(tried, Path::new("signals"))(error.into());
         signals.thread_block().map_err(|error| system("block", error))?;
@@ -76,7 +76,7 @@ impl Events {
     }
 
     /// A directory that is watched already stays so. False when it isn't there.
-    fn watch(&self, dir: &Path) -> bool {
+    pub(super) fn watch(&self, dir: &Path) -> bool {
         let flags = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_MOVED_TO
@@ -89,7 +89,7 @@ impl Events {
     }
 
     /// Until something happens and is over, or for that long. False when the watch is to end.
-    fn wait(&self, timeout: Duration) -> bool {
+    pub(super) fn wait(&self, timeout: Duration) -> bool {
         let mut timeout = timeout;
         loop {
             let limit = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);

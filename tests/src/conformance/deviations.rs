@@ -68,6 +68,8 @@ pub enum Does {
     AdminToken,
     /// The API runs with this switch of its configuration on.
     SwitchesOn(&'static str),
+    /// A command runs with this flag of this value.
+    Flag(&'static str, &'static str),
 }
 
 /// Cases that the runner gives what Ursa asks for and the peer doesn't.
@@ -96,6 +98,13 @@ pub const ARRANGEMENTS: &[Arrangement] = &[
         cases: "localhost-admin/*",
         does: Does::SwitchesOn("apiServer.authn.localhostIsAdmin"),
         reason: "these cases are about just that; it is off unless an operator wants it",
+    },
+    Arrangement {
+        group: "05-cni",
+        cases: "chain-into-conf*",
+        does: Does::Flag("--network-name", "k8s-pod-network"),
+        reason: "a single plugin that becomes a list keeps its network's name unless told: under another one, host-local \
+             forgets which addresses are taken, and gives them out twice",
     },
 ];
 

@@ -73,6 +73,7 @@ impl Server {
         for does in deviations::arranged(super::GROUP, id) {
             match does {
                 Does::AdminToken => admin = Some(token.clone()),
+                Does::Flag(..) => {}
                 Does::SwitchesOn(name) => all.push((name.to_owned(), json!(true))),
             }
         }
