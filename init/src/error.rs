@@ -121,6 +121,14 @@ impl Error {
         text
     }
 
+    /// Whether the kernel lacks a part of what was asked for.
+    pub(crate) fn is_unsupported(&self) -> bool {
+        use libc_errno::{EAFNOSUPPORT, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT};
+        let Self::Kernel { source, .. } = self else { return false };
+        let unsupported = [EAFNOSUPPORT, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT];
+        source.raw_os_error().is_some_and(|errno| unsupported.contains(&errno))
+    }
+
     /// A refusal by the kernel, with the remedy that its error number suggests.
     pub(crate) fn kernel(what: impl Into<String>, source: io::Error) -> Self {
         let hint = Hint(match source.raw_os_error() {

@@ -7,6 +7,7 @@ mod encode;
 pub mod expr;
 mod ruleset;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,9 @@ use crate::netlink::{
     NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, Socket, Writer, attribute, be32, text,
 };
 use crate::plan::Plan;
+use encode::Layout;
 use expr::Expr;
-use ruleset::{ChainDef, HookDef, RuleDef, difference};
+use ruleset::{ChainDef, HookDef, RuleDef, TableFamily, difference};
 
 pub(crate) use ruleset::difference as text_difference;
 pub use ruleset::{Counters, Ruleset};
@@ -26,7 +28,8 @@ pub use ruleset::{Counters, Ruleset};
 pub const TABLE: &str = "ursa";
 
 const NETLINK_NETFILTER: isize = 12;
-const NFPROTO_INET: u8 = 1;
+/// In a request: all families.
+const NFPROTO_UNSPEC: u8 = 0;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
@@ -53,7 +56,16 @@ fn attempts() -> impl Iterator<Item = usize> {
 
 /// Puts the plan's rules in place in the calling thread's network namespace; returns whether anything changed.
 pub fn apply(plan: &Plan) -> Result<bool, Error> {
-    apply_ruleset(&mut Kernel::open(TABLE)?, &encode::ruleset(plan, &Cgroups::resolve(plan)?))
+    let cgroups = Cgroups::resolve(plan)?;
+    let mut kernel = Kernel::open(TABLE)?;
+    match apply_ruleset(&mut kernel, &encode::ruleset(plan, &cgroups, Layout::Inet)) {
+        // Nothing was changed. Kernels before 5.2 translate addresses only in a table of one family; and if that
+        // isn't the reason, the second try fails as well and says why.
+        Err(error) if error.is_unsupported() => {
+            apply_ruleset(&mut kernel, &encode::ruleset(plan, &cgroups, Layout::Split)).map_err(|_| error)
+        }
+        done => done,
+    }
 }
 
 fn apply_ruleset(kernel: &mut Kernel, wanted: &Ruleset) -> Result<bool, Error> {
@@ -64,7 +76,7 @@ fn apply_ruleset(kernel: &mut Kernel, wanted: &Ruleset) -> Result<bool, Error> {
         if found.as_ref().is_some_and(|found| found.same_as(wanted)) {
             return Ok(false);
         }
-        match kernel.replace(generation, found.is_some(), Some(wanted))? {
+        match kernel.replace(generation, found.as_ref(), Some(wanted))? {
             Outcome::Conflict => continue,
             Outcome::Done => {}
         }
@@ -78,7 +90,7 @@ fn apply_ruleset(kernel: &mut Kernel, wanted: &Ruleset) -> Result<bool, Error> {
         }
         let lines = |set: Option<&Ruleset>| set.map(|s| s.lines(Counters::Hide)).unwrap_or_default();
         let differences = difference(&lines(now.as_ref()), &lines(Some(wanted)));
-        let restored = matches!(kernel.replace(after, now.is_some(), found.as_ref()), Ok(Outcome::Done));
+        let restored = matches!(kernel.replace(after, now.as_ref(), found.as_ref()), Ok(Outcome::Done));
         return Err(Error::ReadBack { differences, restored });
     }
     Err(Error::Contended { attempts: tried })
@@ -94,7 +106,7 @@ pub fn remove() -> Result<bool, Error> {
         if found.is_none() {
             return Ok(false);
         }
-        if let Outcome::Done = kernel.replace(generation, true, None)? {
+        if let Outcome::Done = kernel.replace(generation, found.as_ref(), None)? {
             return Ok(true);
         }
     }
@@ -108,8 +120,8 @@ pub fn read_back() -> Result<Option<Ruleset>, Error> {
 
 /// The differences between the kernel (`-`) and the plan (`+`).
 pub fn diff(plan: &Plan) -> Result<Vec<String>, Error> {
-    let wanted = encode::ruleset(plan, &Cgroups::resolve(plan)?);
     let found = read_back()?.unwrap_or_default();
+    let wanted = encode::ruleset(plan, &Cgroups::resolve(plan)?, Layout::of(&found));
     let lines = difference(&found.lines(Counters::Hide), &wanted.lines(Counters::Hide));
     // The text could hide what the bytes show.
     if lines.is_empty() && !found.same_as(&wanted) && !wanted.chains.is_empty() {
@@ -120,7 +132,7 @@ pub fn diff(plan: &Plan) -> Result<Vec<String>, Error> {
 
 /// The plan as the text of nftables rules, without touching any kernel.
 pub fn render(plan: &Plan) -> Vec<String> {
-    encode::ruleset(plan, &Cgroups::default()).lines(Counters::Hide)
+    encode::ruleset(plan, &Cgroups::default(), Layout::Inet).lines(Counters::Hide)
 }
 
 /// What became of a batch.
@@ -159,23 +171,33 @@ impl Kernel {
     /// Reads our table at one generation; `None` when it changed during the read.
     fn snapshot(&mut self) -> Result<Option<Snapshot>, Error> {
         let before = self.generation()?;
-        let mut get = Writer::default();
-        get.message(nf(GETTABLE), 0, &nfgen(0), |a| a.text(1, self.table));
-        let answer = self.ask("read the table", &get)?;
-        if let Some(refusal) = answer.refusals.into_iter().next() {
-            return match refusal.error.raw_os_error() {
-                Some(libc_errno::ENOENT) => Ok(Some((before, None))),
-                _ => Err(Error::nf_tables("read table inet ursa", refusal.error)),
-            };
+        let Some(tables) =
+            self.dump("read the tables", GETTABLE, NFPROTO_UNSPEC, |family, _| Some(family))?
+        else {
+            return Ok(None);
+        };
+        let tables: BTreeSet<_> = tables.into_iter().collect();
+        if tables.is_empty() {
+            return Ok(Some((before, None)));
         }
-        let Some(chains) = self.dump("read the chains", GETCHAIN, chain)? else { return Ok(None) };
-        let Some(rules) = self.dump("read the rules", GETRULE, rule)? else { return Ok(None) };
-        Ok((self.generation()? == before).then_some((before, Some(Ruleset { chains, rules }))))
+        let Some(chains) = self.dump("read the chains", GETCHAIN, NFPROTO_UNSPEC, chain)? else {
+            return Ok(None);
+        };
+        let mut rules = Vec::new();
+        // For a table by name the kernel stops at the first, of whatever family.
+        for family in &tables {
+            let Some(more) = self.dump("read the rules", GETRULE, *family as u8, rule)? else {
+                return Ok(None);
+            };
+            rules.extend(more);
+        }
+        let found = Ruleset { tables, chains, rules };
+        Ok((self.generation()? == before).then_some((before, Some(found))))
     }
 
     fn generation(&mut self) -> Result<u32, Error> {
         let mut get = Writer::default();
-        get.message(nf(GETGEN), 0, &nfgen(0), |_| {});
+        get.message(nf(GETGEN), 0, &nfgen(NFPROTO_UNSPEC, 0), |_| {});
         let answer = self.ask("read nf_tables' generation", &get)?;
         if let Some(refusal) = answer.refusals.into_iter().next() {
             return Err(Error::nf_tables("speak nf_tables", refusal.error));
@@ -193,10 +215,11 @@ impl Kernel {
         &mut self,
         what: &str,
         get: u16,
-        decode: impl Fn(&[u8]) -> Option<T>,
+        family: u8,
+        decode: impl Fn(TableFamily, &[u8]) -> Option<T>,
     ) -> Result<Option<Vec<T>>, Error> {
         let mut writer = Writer::default();
-        writer.message(nf(get), NLM_F_DUMP, &nfgen(0), |a| a.text(1, self.table));
+        writer.message(nf(get), NLM_F_DUMP, &nfgen(family, 0), |a| a.text(1, self.table));
         let answer = self.ask(what, &writer)?;
         if answer.interrupted {
             return Ok(None);
@@ -207,24 +230,27 @@ impl Kernel {
                 _ => Err(Error::nf_tables(what, refusal.error)),
             };
         }
-        let ours = |payload: &&[u8]| attribute(payload, 1).map(text).as_deref() == Some(self.table);
-        Ok(Some(
-            answer
-                .messages
-                .iter()
-                .filter_map(|m| m.payload.get(4..))
-                .filter(ours)
-                .filter_map(decode)
-                .collect(),
-        ))
+        let found = answer.messages.iter().filter_map(|m| {
+            let family = TableFamily::from_number(*m.payload.first()?)?;
+            let object = m.payload.get(4..)?;
+            let ours = attribute(object, 1).map(text).as_deref() == Some(self.table);
+            ours.then(|| decode(family, object))?
+        });
+        Ok(Some(found.collect()))
     }
 
-    /// Replaces our table by `wanted` (removes it for `None`) in one batch. `exists` is what was read at the
+    /// Replaces our tables by `wanted` (removes them for `None`) in one batch. `found` is what was read at the
     /// generation: deleting what isn't there would fail, and would cost milliseconds of the kernel's time even
     /// where it is made to succeed.
-    fn replace(&mut self, generation: u32, exists: bool, wanted: Option<&Ruleset>) -> Result<Outcome, Error> {
-        let before_chains = 2 + u32::from(exists) + u32::from(wanted.is_some());
-        let batch = batch(self.table, generation, exists, wanted);
+    fn replace(
+        &mut self,
+        generation: u32,
+        found: Option<&Ruleset>,
+        wanted: Option<&Ruleset>,
+    ) -> Result<Outcome, Error> {
+        let tables = |set: Option<&Ruleset>| set.map_or(0, |set| set.tables.len());
+        let before_chains = u32::try_from(2 + tables(found) + tables(wanted)).unwrap_or(u32::MAX);
+        let batch = batch(self.table, generation, found, wanted);
         let answer = match self.socket.ask(&batch) {
             Ok(answer) => answer,
             // The kernel's answers didn't fit; the next read-back tells what became of the batch.
@@ -264,20 +290,28 @@ impl Kernel {
     }
 }
 
-fn batch(table: &str, generation: u32, exists: bool, wanted: Option<&Ruleset>) -> Writer {
+/// Everything in one datagram; the last message that does something asks for the kernel's word.
+fn batch(table: &str, generation: u32, found: Option<&Ruleset>, wanted: Option<&Ruleset>) -> Writer {
     let mut batch = Writer::default();
-    let subsystem = nfgen(NFNL_SUBSYS_NFTABLES);
+    let subsystem = nfgen(NFPROTO_UNSPEC, NFNL_SUBSYS_NFTABLES);
+    let messages = |set: &Ruleset| set.tables.len() + set.chains.len() + set.rules.len();
+    let mut left = found.map_or(0, |set| set.tables.len()) + wanted.map_or(0, messages);
+    let mut ack = || {
+        left -= 1;
+        if left == 0 { NLM_F_ACK } else { 0 }
+    };
     batch.message(BATCH_BEGIN, 0, &subsystem, |a| a.be32(NFNL_BATCH_GENID, generation));
-    if exists {
-        let last = if wanted.is_none() { NLM_F_ACK } else { 0 };
-        batch.message(nf(DELTABLE), last, &nfgen(0), |a| a.text(1, table));
+    for family in found.iter().flat_map(|set| &set.tables) {
+        batch.message(nf(DELTABLE), ack(), &nfgen(*family as u8, 0), |a| a.text(1, table));
     }
     if let Some(set) = wanted {
-        let last_is_table = if set.chains.is_empty() { NLM_F_ACK } else { 0 };
-        batch.message(nf(NEWTABLE), NLM_F_CREATE | last_is_table, &nfgen(0), |a| a.text(1, table));
-        for (i, chain) in set.chains.iter().enumerate() {
-            let ack = if set.rules.is_empty() && i + 1 == set.chains.len() { NLM_F_ACK } else { 0 };
-            batch.message(nf(NEWCHAIN), NLM_F_CREATE | ack, &nfgen(0), |a| {
+        for family in &set.tables {
+            batch.message(nf(NEWTABLE), NLM_F_CREATE | ack(), &nfgen(*family as u8, 0), |a| {
+                a.text(1, table);
+            });
+        }
+        for chain in &set.chains {
+            batch.message(nf(NEWCHAIN), NLM_F_CREATE | ack(), &nfgen(chain.family as u8, 0), |a| {
                 a.text(1, table);
                 a.text(3, &chain.name);
                 if let Some(hook) = &chain.hook {
@@ -290,9 +324,9 @@ fn batch(table: &str, generation: u32, exists: bool, wanted: Option<&Ruleset>) -
                 }
             });
         }
-        for (i, rule) in set.rules.iter().enumerate() {
-            let ack = if i + 1 == set.rules.len() { NLM_F_ACK } else { 0 };
-            batch.message(nf(NEWRULE), NLM_F_CREATE | NLM_F_APPEND | ack, &nfgen(0), |a| {
+        for rule in &set.rules {
+            let flags = NLM_F_CREATE | NLM_F_APPEND | ack();
+            batch.message(nf(NEWRULE), flags, &nfgen(rule.family as u8, 0), |a| {
                 a.text(1, table);
                 a.text(2, &rule.chain);
                 if let Some((exprs, user_data)) = &rule.raw {
@@ -320,7 +354,7 @@ fn comment(text: &str) -> Vec<u8> {
     bytes
 }
 
-fn chain(payload: &[u8]) -> Option<ChainDef> {
+fn chain(family: TableFamily, payload: &[u8]) -> Option<ChainDef> {
     let hook = attribute(payload, 4).and_then(|hook| {
         Some(HookDef {
             kind: attribute(payload, 7).map(text)?,
@@ -329,10 +363,10 @@ fn chain(payload: &[u8]) -> Option<ChainDef> {
             policy: attribute(payload, 5).and_then(be32)?,
         })
     });
-    Some(ChainDef { name: attribute(payload, 3).map(text)?, hook })
+    Some(ChainDef { family, name: attribute(payload, 3).map(text)?, hook })
 }
 
-fn rule(payload: &[u8]) -> Option<RuleDef> {
+fn rule(family: TableFamily, payload: &[u8]) -> Option<RuleDef> {
     let list = attribute(payload, 4).unwrap_or_default();
     let user_data = attribute(payload, 7).unwrap_or_default();
     let (exprs, packets) = Expr::decode_list(list);
@@ -341,17 +375,16 @@ fn rule(payload: &[u8]) -> Option<RuleDef> {
         _ => String::new(),
     };
     let raw = Some((list.to_vec(), user_data.to_vec()));
-    Some(RuleDef { chain: attribute(payload, 2).map(text)?, exprs, comment, packets, raw })
+    Some(RuleDef { family, chain: attribute(payload, 2).map(text)?, exprs, comment, packets, raw })
 }
 
 const fn nf(message: u16) -> u16 {
     NFNL_SUBSYS_NFTABLES << 8 | message
 }
 
-fn nfgen(resource: u16) -> [u8; 4] {
+fn nfgen(family: u8, resource: u16) -> [u8; 4] {
     let [high, low] = resource.to_be_bytes();
-    // For a batch's begin and end the family is unspecified, and the kernel doesn't look at it.
-    [NFPROTO_INET, 0, high, low]
+    [family, 0, high, low]
 }
 
 #[cfg(test)]

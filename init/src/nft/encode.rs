@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use super::expr::{Base, CT_STATE_INVALID, CT_STATE_NEW, Cmp, CtKey, Expr, MetaKey, Verdict};
-use super::ruleset::{ChainDef, RuleDef, Ruleset};
+use super::ruleset::{ChainDef, RuleDef, Ruleset, TableFamily};
 use crate::cgroup::Cgroups;
 use crate::intent::{Ids, Interface, Ports};
 use crate::plan::{Action, Family, Match, Plan, Protocol, Rule};
@@ -13,23 +13,67 @@ const NFPROTO_IPV6: u8 = 10;
 const RTN_LOCAL: u32 = 2;
 const IFNAMSIZ: usize = 16;
 
-/// The rules that the kernel should hold for a plan. Cgroups are compared by their number.
-pub(super) fn ruleset(plan: &Plan, cgroups: &Cgroups) -> Ruleset {
-    let mut rules = Vec::new();
-    for chain in &plan.chains {
-        for rule in &chain.rules {
-            for exprs in instructions(rule, cgroups) {
-                rules.push(RuleDef::new(&chain.name, exprs, &rule.reason));
-            }
+/// Which tables hold the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// One table for both families.
+    Inet,
+    /// A table for each family, for kernels before 5.2, which can't translate addresses in the common one.
+    Split,
+}
+
+impl Layout {
+    const fn tables(self) -> &'static [TableFamily] {
+        match self {
+            Self::Inet => &[TableFamily::Inet],
+            Self::Split => &[TableFamily::Ip, TableFamily::Ip6],
         }
     }
-    let chains =
-        plan.chains.iter().map(|c| ChainDef { name: c.name.to_string(), hook: c.hook.map(Into::into) });
-    Ruleset { chains: chains.collect(), rules }
+
+    /// The layout that was read.
+    pub(super) fn of(found: &Ruleset) -> Self {
+        if found.tables.is_empty() || found.tables.contains(&TableFamily::Inet) {
+            Self::Inet
+        } else {
+            Self::Split
+        }
+    }
+}
+
+/// The rules that the kernel should hold for a plan. Cgroups are compared by their number.
+pub(super) fn ruleset(plan: &Plan, cgroups: &Cgroups, layout: Layout) -> Ruleset {
+    let mut set = Ruleset { tables: layout.tables().iter().copied().collect(), ..Ruleset::default() };
+    for family in layout.tables() {
+        for chain in &plan.chains {
+            let def =
+                ChainDef { family: *family, name: chain.name.to_string(), hook: chain.hook.map(Into::into) };
+            for rule in chain.rules.iter().filter(|rule| concerns(rule, *family)) {
+                for exprs in instructions(rule, cgroups, *family) {
+                    set.rules.push(RuleDef::new(&def, exprs, &rule.reason));
+                }
+            }
+            set.chains.push(def);
+        }
+    }
+    set
+}
+
+/// Whether packets of such a table can match the rule at all.
+fn concerns(rule: &Rule, table: TableFamily) -> bool {
+    let other = match table {
+        TableFamily::Inet => return true,
+        TableFamily::Ip => Family::V6,
+        TableFamily::Ip6 => Family::V4,
+    };
+    !rule.matches.iter().any(|m| match m {
+        Match::Family(family) => *family == other,
+        Match::Source(net) | Match::Destination(net) => Family::of(net) == other,
+        _ => false,
+    })
 }
 
 /// One rule of the plan is one rule of the kernel, except that a refusal needs one for TCP and one for the rest.
-fn instructions(rule: &Rule, cgroups: &Cgroups) -> Vec<Vec<Expr>> {
+fn instructions(rule: &Rule, cgroups: &Cgroups, table: TableFamily) -> Vec<Vec<Expr>> {
     let base = matches(&rule.matches, cgroups);
     let ended = |mut exprs: Vec<Expr>, end: &[Expr]| {
         exprs.push(Expr::Counter);
@@ -47,7 +91,11 @@ fn instructions(rule: &Rule, cgroups: &Cgroups) -> Vec<Vec<Expr>> {
         Action::Zone(zone) => vec![ended(base, &[Expr::Load(zone.to_ne_bytes().to_vec()), Expr::SetZone])],
         // A connection that was handed over needs no further look.
         Action::Tproxy(port) => {
-            let to = [Expr::Load(port.to_be_bytes().to_vec()), Expr::Tproxy, Expr::Verdict(Verdict::Accept)];
+            let to = [
+                Expr::Load(port.to_be_bytes().to_vec()),
+                Expr::Tproxy(of_one(table)),
+                Expr::Verdict(Verdict::Accept),
+            ];
             vec![ended(base, &to)]
         }
         Action::SaveMark => vec![ended(base, &[Expr::Meta(MetaKey::Mark), Expr::SetConnectionMark])],
@@ -58,14 +106,24 @@ fn instructions(rule: &Rule, cgroups: &Cgroups) -> Vec<Vec<Expr>> {
                 Match::Protocol(p) => Some(*p),
                 _ => None,
             });
+            let refuse = Expr::RejectIcmp(of_one(table));
             let tcp_only =
                 [base.clone(), equal(MetaKey::L4proto, vec![number(Protocol::Tcp)]).into()].concat();
             match protocol {
                 Some(Protocol::Tcp) => vec![ended(base, &[Expr::RejectTcp])],
-                Some(_) => vec![ended(base, &[Expr::RejectIcmp])],
-                None => vec![ended(tcp_only, &[Expr::RejectTcp]), ended(base, &[Expr::RejectIcmp])],
+                Some(_) => vec![ended(base, &[refuse])],
+                None => vec![ended(tcp_only, &[Expr::RejectTcp]), ended(base, &[refuse])],
             }
         }
+    }
+}
+
+/// The one family of a table, where it has only one.
+const fn of_one(table: TableFamily) -> Option<Family> {
+    match table {
+        TableFamily::Inet => None,
+        TableFamily::Ip => Some(Family::V4),
+        TableFamily::Ip6 => Some(Family::V6),
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::netlink::{Attributes, attribute, attributes, be32, text};
+use crate::plan::Family;
 
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_EXPR_NAME: u16 = 1;
@@ -166,14 +167,14 @@ pub enum Expr {
     SetMark,
     /// Trace the packet if the loaded value says so.
     SetTrace,
-    /// Hand over to the transparent socket on the loaded port.
-    Tproxy,
+    /// Hand over to the transparent socket on the loaded port; in a table of one family it names that.
+    Tproxy(Option<Family>),
     /// Redirect to the loaded port.
     Redirect,
     /// Answer with a TCP reset.
     RejectTcp,
-    /// Answer with 'port unreachable' of the packet's family.
-    RejectIcmp,
+    /// Answer with 'port unreachable' of the packet's family; in a table of one family it names that.
+    RejectIcmp(Option<Family>),
     /// Count.
     Counter,
     /// End.
@@ -196,6 +197,11 @@ const SOCKET_CGROUPV2: u32 = 3;
 const HOST_TO_NETWORK: u32 = 1;
 const FIB_ADDRTYPE: u32 = 3;
 const FIB_DADDR: u32 = 2;
+const NFPROTO_IPV4: u32 = 2;
+const NFPROTO_IPV6: u32 = 10;
+const REJECT_ICMP: u32 = 0;
+const ICMP_PORT_UNREACH: u8 = 3;
+const ICMPV6_PORT_UNREACH: u8 = 4;
 const REJECT_TCP_RST: u32 = 1;
 const REJECT_ICMPX: u32 = 2;
 const ICMPX_PORT_UNREACH: u8 = 1;
@@ -225,9 +231,9 @@ impl Expr {
             Self::SocketCgroup { .. } => "socket",
             Self::ToNetworkOrder => "byteorder",
             Self::Range { .. } => "range",
-            Self::Tproxy => "tproxy",
+            Self::Tproxy(_) => "tproxy",
             Self::Redirect => "redir",
-            Self::RejectTcp | Self::RejectIcmp => "reject",
+            Self::RejectTcp | Self::RejectIcmp(_) => "reject",
             Self::Counter => "counter",
             Self::Foreign(name, _) => name,
         }
@@ -307,8 +313,14 @@ impl Expr {
                 a.be32(2, NFT_META_NFTRACE);
                 a.be32(3, REG);
             }
-            Self::Tproxy => {
-                a.be32(1, 0);
+            Self::Tproxy(family) => {
+                a.be32(
+                    1,
+                    family.map_or(0, |family| match family {
+                        Family::V4 => NFPROTO_IPV4,
+                        Family::V6 => NFPROTO_IPV6,
+                    }),
+                );
                 a.be32(3, REG);
             }
             Self::Redirect => a.be32(1, REG),
@@ -316,9 +328,14 @@ impl Expr {
                 a.be32(1, REJECT_TCP_RST);
                 a.bytes(2, &[0]);
             }
-            Self::RejectIcmp => {
-                a.be32(1, REJECT_ICMPX);
-                a.bytes(2, &[ICMPX_PORT_UNREACH]);
+            Self::RejectIcmp(family) => {
+                let (kind, code) = match family {
+                    None => (REJECT_ICMPX, ICMPX_PORT_UNREACH),
+                    Some(Family::V4) => (REJECT_ICMP, ICMP_PORT_UNREACH),
+                    Some(Family::V6) => (REJECT_ICMP, ICMPV6_PORT_UNREACH),
+                };
+                a.be32(1, kind);
+                a.bytes(2, &[code]);
             }
             Self::Counter => {
                 a.bytes(1, &[0; 8]);
@@ -438,9 +455,13 @@ impl Expr {
                 Some(Self::Range { inside, first: bounds(3)?, last: bounds(4)? })
             }
             "tproxy" => {
-                is(1, 0)?;
                 is(3, REG)?;
-                Some(Self::Tproxy)
+                match number(1)? {
+                    0 => Some(Self::Tproxy(None)),
+                    NFPROTO_IPV4 => Some(Self::Tproxy(Some(Family::V4))),
+                    NFPROTO_IPV6 => Some(Self::Tproxy(Some(Family::V6))),
+                    _ => None,
+                }
             }
             "redir" => {
                 is(1, REG)?;
@@ -450,7 +471,9 @@ impl Expr {
             }
             "reject" => match (number(1)?, attribute(data, 2)) {
                 (REJECT_TCP_RST, _) => Some(Self::RejectTcp),
-                (REJECT_ICMPX, Some([ICMPX_PORT_UNREACH])) => Some(Self::RejectIcmp),
+                (REJECT_ICMPX, Some([ICMPX_PORT_UNREACH])) => Some(Self::RejectIcmp(None)),
+                (REJECT_ICMP, Some([ICMP_PORT_UNREACH])) => Some(Self::RejectIcmp(Some(Family::V4))),
+                (REJECT_ICMP, Some([ICMPV6_PORT_UNREACH])) => Some(Self::RejectIcmp(Some(Family::V6))),
                 _ => None,
             },
             "counter" => Some(Self::Counter),
@@ -508,7 +531,7 @@ pub(crate) fn line(exprs: &[Expr]) -> String {
             Expr::SetConnectionMark => out.push_str("ct mark set meta mark"),
             Expr::SetMark => out.push_str("meta mark set ct mark"),
             Expr::SetTrace => out.push_str("meta nftrace set 1"),
-            Expr::Tproxy => {
+            Expr::Tproxy(_) => {
                 let port = loaded.constant().first_chunk().map_or(0, |b| u16::from_be_bytes(*b));
                 let _ = write!(out, "tproxy to :{port}");
             }
@@ -521,7 +544,9 @@ pub(crate) fn line(exprs: &[Expr]) -> String {
                 let _ = write!(out, "redirect to :{port}");
             }
             Expr::RejectTcp => out.push_str("reject with tcp reset"),
-            Expr::RejectIcmp => out.push_str("reject with icmpx port-unreachable"),
+            Expr::RejectIcmp(None) => out.push_str("reject with icmpx port-unreachable"),
+            Expr::RejectIcmp(Some(Family::V4)) => out.push_str("reject with icmp port-unreachable"),
+            Expr::RejectIcmp(Some(Family::V6)) => out.push_str("reject with icmpv6 port-unreachable"),
             Expr::Counter => out.push_str("counter"),
             Expr::Verdict(Verdict::Return) => out.push_str("return"),
             Expr::Verdict(Verdict::Drop) => out.push_str("drop"),

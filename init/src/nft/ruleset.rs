@@ -1,13 +1,52 @@
 //! Our table as data: what we want in the kernel, or what we read from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::expr::{self, Expr};
 use crate::plan;
 
-/// The chains and rules of our table.
+/// The families of tables that we use, in the kernel's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(super) enum TableFamily {
+    /// Both IP families.
+    Inet = 1,
+    /// IPv4.
+    Ip = 2,
+    /// IPv6.
+    Ip6 = 10,
+}
+
+impl TableFamily {
+    const ALL: [Self; 3] = [Self::Inet, Self::Ip, Self::Ip6];
+
+    /// `None` for families that are never ours (bridge, arp, netdev).
+    pub(super) fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|family| *family as u8 == number)
+    }
+
+    /// nft's word for it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+        }
+    }
+
+    /// A chain's name, with the family where it isn't the usual one.
+    fn qualify(self, chain: &str) -> String {
+        match self {
+            Self::Inet => chain.to_owned(),
+            Self::Ip | Self::Ip6 => format!("{} {chain}", self.name()),
+        }
+    }
+}
+
+/// The chains and rules of our table, or of our tables where the kernel can't have one for both families.
 #[derive(Debug, Clone, Default)]
 pub struct Ruleset {
+    pub(super) tables: BTreeSet<TableFamily>,
     pub(super) chains: Vec<ChainDef>,
     pub(super) rules: Vec<RuleDef>,
 }
@@ -15,6 +54,7 @@ pub struct Ruleset {
 /// A chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ChainDef {
+    pub(super) family: TableFamily,
     pub(super) name: String,
     pub(super) hook: Option<HookDef>,
 }
@@ -49,6 +89,7 @@ impl From<plan::Hook> for HookDef {
 /// A rule.
 #[derive(Debug, Clone)]
 pub(super) struct RuleDef {
+    pub(super) family: TableFamily,
     pub(super) chain: String,
     pub(super) exprs: Vec<Expr>,
     /// The reason, kept by the kernel as the rule's comment.
@@ -59,8 +100,9 @@ pub(super) struct RuleDef {
 }
 
 impl RuleDef {
-    pub(super) fn new(chain: &str, exprs: Vec<Expr>, comment: &str) -> Self {
-        Self { chain: chain.to_owned(), exprs, comment: comment.to_owned(), packets: 0, raw: None }
+    pub(super) fn new(chain: &ChainDef, exprs: Vec<Expr>, comment: &str) -> Self {
+        let (family, chain, comment) = (chain.family, chain.name.clone(), comment.to_owned());
+        Self { family, chain, exprs, comment, packets: 0, raw: None }
     }
 
     fn line(&self, counters: Counters) -> String {
@@ -87,17 +129,17 @@ pub enum Counters {
 impl Ruleset {
     /// One line per chain and rule, chains sorted by name.
     pub fn lines(&self, counters: Counters) -> Vec<String> {
-        let mut rules: BTreeMap<&str, Vec<&RuleDef>> = BTreeMap::new();
+        let mut rules: BTreeMap<_, Vec<&RuleDef>> = BTreeMap::new();
         for rule in &self.rules {
-            rules.entry(&rule.chain).or_default().push(rule);
+            rules.entry((rule.family, &rule.chain)).or_default().push(rule);
         }
         let mut chains: Vec<_> = self.chains.iter().collect();
-        chains.sort_by_key(|c| &c.name);
+        chains.sort_by_key(|c| (c.family, &c.name));
         let mut lines = Vec::new();
         for chain in chains {
             lines.push(chain.line());
-            for rule in rules.get(chain.name.as_str()).into_iter().flatten() {
-                lines.push(format!("chain {}: {}", chain.name, rule.line(counters)));
+            for rule in rules.get(&(chain.family, &chain.name)).into_iter().flatten() {
+                lines.push(format!("chain {}: {}", chain.family.qualify(&chain.name), rule.line(counters)));
             }
         }
         lines
@@ -112,23 +154,25 @@ impl Ruleset {
     pub fn same_as(&self, other: &Self) -> bool {
         let sorted = |set: &Self| {
             let mut chains = set.chains.clone();
-            chains.sort_by(|a, b| a.name.cmp(&b.name));
+            chains.sort_by(|a, b| (a.family, &a.name).cmp(&(b.family, &b.name)));
             chains
         };
         let by_chain = |set: &Self| {
-            let mut map: BTreeMap<String, Vec<(Vec<Expr>, String)>> = BTreeMap::new();
+            let mut map: BTreeMap<_, Vec<(Vec<Expr>, String)>> = BTreeMap::new();
             for rule in &set.rules {
-                map.entry(rule.chain.clone()).or_default().push((rule.exprs.clone(), rule.comment.clone()));
+                let rules = map.entry((rule.family, rule.chain.clone())).or_default();
+                rules.push((rule.exprs.clone(), rule.comment.clone()));
             }
             map
         };
-        sorted(self) == sorted(other) && by_chain(self) == by_chain(other)
+        self.tables == other.tables && sorted(self) == sorted(other) && by_chain(self) == by_chain(other)
     }
 }
 
 impl ChainDef {
     fn line(&self) -> String {
-        let Some(hook) = &self.hook else { return format!("chain {}", self.name) };
+        let name = self.family.qualify(&self.name);
+        let Some(hook) = &self.hook else { return format!("chain {name}") };
         let point = match hook.number {
             0 => "prerouting",
             1 => "input",
@@ -138,10 +182,7 @@ impl ChainDef {
             _ => "other",
         };
         let policy = if hook.policy == ACCEPT { "accept" } else { "drop" };
-        format!(
-            "chain {}: type {} hook {point} priority {}; policy {policy}",
-            self.name, hook.kind, hook.priority
-        )
+        format!("chain {name}: type {} hook {point} priority {}; policy {policy}", hook.kind, hook.priority)
     }
 }
 

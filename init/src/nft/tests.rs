@@ -31,11 +31,11 @@ fn plan() -> Plan {
 
 /// A table as another program might have it, with instructions that aren't ours.
 fn foreign() -> Ruleset {
-    let mut set = encode::ruleset(&plan(), &Cgroups::default());
+    let mut set = encode::ruleset(&plan(), &Cgroups::default(), Layout::Inet);
     set.rules.truncate(3);
     set.chains.truncate(2);
     set.rules.retain(|r| set.chains.iter().any(|c| c.name == r.chain));
-    set.rules.push(RuleDef::new(&set.chains[0].name.clone(), not_ours([(2, 20), (1, 1)]), "not ours"));
+    set.rules.push(RuleDef::new(&set.chains[0].clone(), not_ours([(2, 20), (1, 1)]), "not ours"));
     set
 }
 
@@ -79,11 +79,43 @@ fn foreign_tables_stay_byte_identical() {
     });
 }
 
+/// What the plan says, in a table for each family.
+fn split() -> Ruleset {
+    encode::ruleset(&plan(), &Cgroups::default(), Layout::Split)
+}
+
+#[test]
+fn a_kernel_without_a_common_table_gets_two_in_one_batch() {
+    isolated(|| {
+        let mut kernel = Kernel::open(TABLE).unwrap();
+        assert!(apply_ruleset(&mut kernel, &split()).unwrap());
+        assert!(!apply_ruleset(&mut kernel, &split()).unwrap());
+        // Compared as they are, not as they would be in one table.
+        assert_eq!(diff(&plan()).unwrap(), Vec::<String>::new());
+        let found = read_back().unwrap().unwrap();
+        assert!(found.same_as(&split()));
+        assert!(found.lines(Counters::Hide).iter().any(|line| line.starts_with("chain ip6 guard_out: ")));
+        // It redirects in both families.
+        crate::routes::ensure(&plan()).map(drop).unwrap();
+        for (any, vip) in [("127.0.0.1:15001", "241.0.0.7:80"), ("[::1]:15001", "[fd75:7273:6100::7]:80")] {
+            let proxy = std::net::TcpListener::bind(any).unwrap();
+            let app = std::net::TcpStream::connect(vip).unwrap();
+            assert_eq!(proxy.accept().unwrap().1, app.local_addr().unwrap(), "{vip}");
+        }
+        // Where a common table is possible, it takes their place, and all of it goes.
+        assert!(apply(&plan()).unwrap());
+        assert_eq!(read_back().unwrap().unwrap().lines(Counters::Hide), render(&plan()));
+        assert!(apply_ruleset(&mut kernel, &split()).unwrap());
+        assert!(remove().unwrap());
+        assert!(read_back().unwrap().is_none());
+    });
+}
+
 type Edit = fn(&mut Ruleset);
 
 #[test]
 fn any_edit_is_a_difference_and_is_repaired() {
-    let wanted = encode::ruleset(&plan(), &Cgroups::default());
+    let wanted = encode::ruleset(&plan(), &Cgroups::default(), Layout::Inet);
     let edits: [(&str, Edit); 5] = [
         ("a rule deleted", |set| drop(set.rules.remove(3))),
         ("two rules swapped", |set| set.rules.swap(1, 2)),
@@ -105,7 +137,7 @@ fn any_edit_is_a_difference_and_is_repaired() {
             edited.rules.iter_mut().filter(|r| r.comment == "not ours").for_each(|r| r.chain = first.clone());
             let generation = kernel.generation().unwrap();
             assert!(
-                matches!(kernel.replace(generation, true, Some(&edited)).unwrap(), Outcome::Done),
+                matches!(kernel.replace(generation, Some(&wanted), Some(&edited)).unwrap(), Outcome::Done),
                 "{what}"
             );
             assert!(!diff(&plan()).unwrap().is_empty(), "{what} must be seen");
@@ -122,9 +154,9 @@ fn an_edited_table_can_be_put_back_exactly() {
         apply_ruleset(&mut kernel, &foreign()).unwrap();
         let (generation, old) = kernel.snapshot().unwrap().unwrap();
         let before = raw(&mut kernel);
-        assert!(matches!(kernel.replace(generation, true, None).unwrap(), Outcome::Done));
+        assert!(matches!(kernel.replace(generation, old.as_ref(), None).unwrap(), Outcome::Done));
         let generation = kernel.generation().unwrap();
-        assert!(matches!(kernel.replace(generation, false, old.as_ref()).unwrap(), Outcome::Done));
+        assert!(matches!(kernel.replace(generation, None, old.as_ref()).unwrap(), Outcome::Done));
         assert_eq!(raw(&mut kernel), before);
     });
 }
@@ -136,7 +168,7 @@ fn a_stale_generation_changes_nothing() {
         let stale = kernel.generation().unwrap();
         apply(&plan()).unwrap();
         let before = raw(&mut kernel);
-        assert!(matches!(kernel.replace(stale, false, None).unwrap(), Outcome::Conflict));
+        assert!(matches!(kernel.replace(stale, None, Some(&foreign())).unwrap(), Outcome::Conflict));
         assert_eq!(raw(&mut kernel), before);
     });
 }
@@ -147,8 +179,8 @@ fn a_rule_that_the_kernel_refuses_changes_nothing() {
         apply(&plan()).unwrap();
         let mut kernel = Kernel::open(TABLE).unwrap();
         let before = raw(&mut kernel);
-        let mut wrong = encode::ruleset(&plan(), &Cgroups::default());
-        let chain = wrong.chains[0].name.clone();
+        let mut wrong = encode::ruleset(&plan(), &Cgroups::default(), Layout::Inet);
+        let chain = wrong.chains[0].clone();
         wrong.rules.push(RuleDef::new(&chain, vec![Expr::Verdict(Verdict::Goto("nowhere".to_owned()))], ""));
         let error = apply_ruleset(&mut kernel, &wrong).unwrap_err().to_string();
         assert!(error.contains("goto nowhere"), "{error}");
@@ -163,8 +195,8 @@ fn what_reads_back_differently_is_an_error_and_the_old_rules_return() {
         let mut kernel = Kernel::open(TABLE).unwrap();
         let before = raw(&mut kernel);
         // The kernel takes this, but dumps its attributes in another order.
-        let mut odd = encode::ruleset(&plan(), &Cgroups::default());
-        let chain = odd.chains[0].name.clone();
+        let mut odd = encode::ruleset(&plan(), &Cgroups::default(), Layout::Inet);
+        let chain = odd.chains[0].clone();
         odd.rules.push(RuleDef::new(&chain, not_ours([(1, 1), (2, 20)]), ""));
         match apply_ruleset(&mut kernel, &odd) {
             Err(Error::ReadBack { restored: true, differences }) => assert_eq!(differences.len(), 2),
