@@ -3,8 +3,8 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures_util::StreamExt as _;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use netlink_sys::{Socket, SocketAddr};
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage,
     NetlinkPayload,
@@ -18,9 +18,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
-use rtnetlink::sys::AsyncSocket as _;
-use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec, RouteMessageBuilder};
-use tokio::runtime::Runtime;
+use rtnetlink::{AddressMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
 use super::{Found, Item, PROTOCOL, everything};
 use crate::error::{Error, libc_errno};
@@ -33,25 +31,28 @@ const TABLE_LOCAL: u8 = 255;
 /// How often a dump is begun again because what it reads changed meanwhile.
 const ATTEMPTS: usize = 16;
 
-/// A route socket in the namespace of the calling thread. Not for use inside of an async context: it blocks, as all
-/// of this crate does, until the kernel has answered.
+/// `NETLINK_ROUTE`.
+const ROUTE: isize = 0;
+/// More than the kernel puts into one datagram.
+const BUFFER: usize = 1 << 16;
+
+/// A route socket in the namespace of the calling thread. `rtnetlink`'s own connection wants an event loop, which
+/// costs more than everything that is asked here: the kernel answers while a request is sent, so nothing waits.
 pub(super) struct Kernel {
-    runtime: Runtime,
-    handle: Handle,
+    socket: Socket,
+    buffer: Vec<u8>,
+    sequence: u32,
 }
 
 impl Kernel {
     pub(super) fn open() -> Result<Self, Error> {
         let failed = |e| Error::kernel("open a route socket", e);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
-        let (mut connection, handle, _) = {
-            let _context = runtime.enter();
-            rtnetlink::new_connection().map_err(failed)?
-        };
+        let mut socket = Socket::new(ROUTE).map_err(failed)?;
+        socket.bind_auto().map_err(failed)?;
+        socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
         // Lets the kernel filter dumps by what the request says; old kernels dump everything, and we filter anyway.
-        let _ = connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true);
-        runtime.spawn(connection);
-        Ok(Self { runtime, handle })
+        let _ = socket.set_netlink_get_strict_chk(true);
+        Ok(Self { socket, buffer: vec![0; BUFFER], sequence: 0 })
     }
 
     pub(super) fn read(&mut self) -> Result<Found, Error> {
@@ -145,12 +146,12 @@ impl Kernel {
             return Ok(false);
         }
         let set = Message::SetLink(LinkUnspec::new_with_index(LO).up().build());
-        self.ask(set, NLM_F_ACK).map_err(|e| Error::kernel("set lo up", e))?;
+        self.ask(set, 0).map_err(|e| Error::kernel("set lo up", e))?;
         Ok(true)
     }
 
     fn change(&mut self, what: &str, message: Message, flags: u16, already: i32) -> Result<bool, Error> {
-        match self.ask(message, NLM_F_ACK | flags) {
+        match self.ask(message, flags) {
             Ok(_) => Ok(true),
             Err(error) if error.raw_os_error() == Some(already) => Ok(false),
             Err(error) => Err(Error::kernel(what, error)),
@@ -175,25 +176,33 @@ impl Kernel {
         Err(Error::Contended { attempts: ATTEMPTS })
     }
 
-    /// Sends one request and takes every answer. `rtnetlink`'s own requests don't tell whether a dump was
-    /// interrupted, so this goes one level below them.
+    /// Sends one request and takes every answer, up to the acknowledgement or the end of the dump.
     fn ask(&mut self, message: Message, flags: u16) -> io::Result<Answer> {
+        self.sequence += 1;
         let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | flags;
-        let handle = &mut self.handle;
-        self.runtime.block_on(async move {
-            let mut answers = handle.request(request).map_err(io::Error::other)?;
-            let mut answer = Answer::default();
-            while let Some(part) = answers.next().await {
-                answer.interrupted |= part.header.flags & NLM_F_DUMP_INTR != 0;
-                match part.payload {
-                    NetlinkPayload::InnerMessage(message) => answer.messages.push(message),
-                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                    _ => {}
+        let acknowledge = if flags & NLM_F_DUMP == NLM_F_DUMP { 0 } else { NLM_F_ACK };
+        request.header.flags = NLM_F_REQUEST | acknowledge | flags;
+        request.header.sequence_number = self.sequence;
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        let mut answer = Answer::default();
+        loop {
+            let received = match self.socket.recv(&mut &mut self.buffer[..], nix::libc::MSG_DONTWAIT) {
+                Ok(received) => received,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(io::Error::other("the kernel doesn't say that its answer is complete"));
                 }
+                Err(e) => return Err(e),
+            };
+            let datagram = self.buffer.get(..received);
+            let datagram = datagram.ok_or_else(|| io::Error::other("an answer is longer than the buffer"))?;
+            if answer.take(datagram, self.sequence)? {
+                return Ok(answer);
             }
-            Ok(answer)
-        })
+        }
     }
 }
 
@@ -203,6 +212,34 @@ struct Answer {
     messages: Vec<Message>,
     /// Whether what was dumped changed meanwhile.
     interrupted: bool,
+}
+
+impl Answer {
+    /// Takes the messages of one datagram that belong to the request with this number; `true` when it was the last.
+    fn take(&mut self, mut rest: &[u8], sequence: u32) -> io::Result<bool> {
+        while !rest.is_empty() {
+            let part = NetlinkMessage::<Message>::deserialize(rest)
+                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+            // Netlink pads messages to four bytes.
+            let length = (part.header.length as usize).next_multiple_of(4);
+            rest = rest.get(length..).unwrap_or_default();
+            // What a request left over that ended with an error.
+            if part.header.sequence_number != sequence {
+                continue;
+            }
+            self.interrupted |= part.header.flags & NLM_F_DUMP_INTR != 0;
+            match part.payload {
+                NetlinkPayload::InnerMessage(message) => self.messages.push(message),
+                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                NetlinkPayload::Done(done) if done.code < 0 => {
+                    return Err(io::Error::from_raw_os_error(-done.code));
+                }
+                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(true),
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
 }
 
 fn route_message(net: IpNet) -> RouteMessage {
