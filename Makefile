@@ -44,6 +44,7 @@ deny:
 
 # Both select the whole workspace, or features would differ and everything compile twice.
 unit: envoy build
+	@scripts/need-tools.sh
 	cargo test --workspace
 
 # One after the other: they share two cores, and their deadlines are about the product.

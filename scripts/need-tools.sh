@@ -11,3 +11,5 @@ need runc runc
 need portmap containernetworking-plugins
 need iptables iptables
 need /bin/busybox busybox-static
+# What the redirect's fault tests kill programs with.
+need strace strace

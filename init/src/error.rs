@@ -74,6 +74,19 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A program of iptables is missing, or refused.
+    #[error("can't {what}: {detail}{hint}")]
+    Iptables {
+        /// What was tried.
+        what: String,
+        /// What was found, or what the program said.
+        detail: String,
+        /// What to do, empty or in parentheses.
+        hint: String,
+    },
+    /// A rule that only nftables can express.
+    #[error("iptables can't express {0}; use the backend nftables")]
+    Inexpressible(String),
     /// The kernel's answer makes no sense.
     #[error("the kernel's answer to '{what}' can't be understood: {detail}")]
     Answer {
@@ -163,6 +176,7 @@ pub(crate) mod libc_errno {
     pub(crate) const ENOENT: i32 = Errno::ENOENT as i32;
     pub(crate) const EINTR: i32 = Errno::EINTR as i32;
     pub(crate) const EAGAIN: i32 = Errno::EAGAIN as i32;
+    pub(crate) const EINVAL: i32 = Errno::EINVAL as i32;
     pub(crate) const EEXIST: i32 = Errno::EEXIST as i32;
     pub(crate) const EAFNOSUPPORT: i32 = Errno::EAFNOSUPPORT as i32;
     pub(crate) const EADDRNOTAVAIL: i32 = Errno::EADDRNOTAVAIL as i32;

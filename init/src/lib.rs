@@ -3,6 +3,8 @@
 //! * [`intent`]: what the operator wants, validated with every violation reported.
 //! * [`plan`]: the rules in no backend's words, their precedence, and a simulator.
 //! * [`nft`]: the nftables backend, one netlink batch, no binary.
+//! * [`iptables`]: the iptables backend, for what can't have nf_tables.
+//! * [`backend`]: which of both serves a namespace.
 //! * [`routes`]: mesh addresses routed to `lo`, so that they never leave, with or without rules.
 //! * [`netns`]: running all that in another network namespace.
 //!
@@ -16,10 +18,12 @@
 //! # Ok(()) }
 //! ```
 
+pub mod backend;
 mod cgroup;
 pub mod cli;
 mod error;
 pub mod intent;
+pub mod iptables;
 mod netlink;
 pub mod netns;
 pub mod nft;
@@ -27,6 +31,7 @@ pub mod plan;
 pub mod routes;
 pub mod yaml;
 
+pub use backend::Backend;
 pub use error::{Error, Hint};
 pub use intent::{InvalidIntent, RedirectIntent};
 pub use netns::in_netns;
@@ -48,13 +53,18 @@ impl Applied {
     }
 }
 
-/// Puts the plan in place in the calling thread's network namespace: routes first (they close), then the rules
-/// in one batch, then a read-back. Nothing changes when the plan is already in place; on failure what this call
-/// changed is undone.
+/// Puts the plan in place in the calling thread's network namespace by [`Backend::Auto`]; see [`apply_with`].
 pub fn apply(plan: &Plan) -> Result<Applied, Error> {
+    apply_with(plan, Backend::Auto)
+}
+
+/// Puts the plan in place in the calling thread's network namespace: routes first (they close), then the rules,
+/// then a read-back, then what another backend left is removed. Nothing changes when the plan is already in place;
+/// on failure what this call changed is undone.
+pub fn apply_with(plan: &Plan, backend: Backend) -> Result<Applied, Error> {
     netns::Netns::current()?.refuse_other_users()?;
     let routes = routes::ensure(plan)?;
-    match nft::apply(plan) {
+    match backend::apply(plan, backend) {
         Ok(rules_changed) => Ok(Applied { rules_changed, routes_changed: routes.count() }),
         Err(error) => {
             // The first error is the one to report; a failing undo leaves routes that only close, never open.
@@ -66,27 +76,29 @@ pub fn apply(plan: &Plan) -> Result<Applied, Error> {
     }
 }
 
-/// Removes everything that [`apply`] put in place, and nothing else. Returns whether there was anything.
+/// Removes everything that [`apply`] put in place by any backend, and nothing else. Returns whether there was anything.
 pub fn remove() -> Result<bool, Error> {
-    let rules = nft::remove()?;
+    let rules = backend::remove()?;
     let routes = routes::remove()?;
     Ok(rules || routes > 0)
 }
 
 /// What is in place now, as text: one line per chain, rule, route and address.
 pub fn show() -> Result<Vec<String>, Error> {
-    let mut lines = match nft::read_back()? {
-        Some(found) => found.lines(nft::Counters::Show),
-        None => Vec::new(),
-    };
+    let mut lines = backend::show()?;
     lines.extend(routes::read_back()?.lines());
     Ok(lines)
 }
 
 /// The differences between what is in place and the plan: `-` lines are only in the kernel, `+` lines only in
-/// the plan. Empty when they are equal.
+/// the plan. Empty when they are equal. Asks the backend that is in place; see [`diff_with`].
 pub fn diff(plan: &Plan) -> Result<Vec<String>, Error> {
-    let mut lines = nft::diff(plan)?;
+    diff_with(plan, Backend::Auto)
+}
+
+/// As [`diff`], for rules that a chosen backend was to put in place.
+pub fn diff_with(plan: &Plan, backend: Backend) -> Result<Vec<String>, Error> {
+    let mut lines = backend::diff(plan, backend)?;
     lines.extend(routes::diff(plan)?);
     Ok(lines)
 }

@@ -3,6 +3,7 @@
 //! The batch carries the generation that was read before; if another program commits meanwhile, the kernel
 //! refuses it and we start over. So two Ursas, or Ursa and a firewall, never mix their work.
 
+mod compat;
 mod encode;
 pub mod expr;
 mod ruleset;
@@ -21,6 +22,7 @@ use encode::Layout;
 use expr::Expr;
 use ruleset::{ChainDef, HookDef, RuleDef, TableFamily, difference};
 
+pub(crate) use compat::{holds_chains, is_absent, works};
 pub(crate) use ruleset::difference as text_difference;
 pub use ruleset::{Counters, Ruleset};
 

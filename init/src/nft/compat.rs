@@ -1,0 +1,60 @@
+//! What iptables on nf_tables left in the kernel, asked without starting a program.
+
+use super::{GETCHAIN, GETGEN, NETLINK_NETFILTER, NFPROTO_UNSPEC, nf, nfgen};
+use crate::error::{Error, libc_errno};
+use crate::netlink::{Socket, Writer};
+
+/// The families in which iptables and ip6tables keep their tables.
+const FAMILIES: [u8; 2] = [2, 10];
+
+/// Whether this kernel has nf_tables. Without the rights to ask it counts as there: then its own error is the one
+/// to show.
+pub(crate) fn works() -> Result<bool, Error> {
+    let mut socket = match Socket::open(NETLINK_NETFILTER) {
+        Ok(socket) => socket,
+        Err(e) if is_absent(&e) => return Ok(false),
+        Err(e) => return Err(Error::nf_tables("open a netfilter socket", e)),
+    };
+    let mut get = Writer::default();
+    get.message(nf(GETGEN), 0, &nfgen(NFPROTO_UNSPEC, 0), |_| {});
+    let answer = socket.ask(&get).map_err(|e| Error::nf_tables("read nf_tables' generation", e))?;
+    Ok(!answer.refusals.iter().any(|refusal| is_absent(&refusal.error)))
+}
+
+/// Whether an error says that nf_tables, or a part of it, isn't in this kernel; netfilter answers `EINVAL` to a part
+/// of it that it doesn't know.
+pub(crate) fn is_absent(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc_errno::EPROTONOSUPPORT
+                | libc_errno::EOPNOTSUPP
+                | libc_errno::EAFNOSUPPORT
+                | libc_errno::ENOENT
+                | libc_errno::EINVAL
+        )
+    )
+}
+
+/// Whether one of the chains is in one of the tables, in iptables' families.
+pub(crate) fn holds_chains(tables: &[&str], chains: &[&str]) -> Result<bool, Error> {
+    let mut socket =
+        Socket::open(NETLINK_NETFILTER).map_err(|e| Error::nf_tables("open a netfilter socket", e))?;
+    let mut get = Writer::default();
+    for family in FAMILIES {
+        for table in tables {
+            for chain in chains {
+                get.message(nf(GETCHAIN), 0, &nfgen(family, 0), |a| {
+                    a.text(1, table);
+                    a.text(3, chain);
+                });
+            }
+        }
+    }
+    let answer = socket.ask(&get).map_err(|e| Error::nf_tables("look for iptables' chains", e))?;
+    let refused = answer.refusals.into_iter().find(|r| r.error.raw_os_error() != Some(libc_errno::ENOENT));
+    match refused {
+        Some(refusal) => Err(Error::nf_tables("look for iptables' chains", refusal.error)),
+        None => Ok(!answer.messages.is_empty()),
+    }
+}
