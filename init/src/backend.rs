@@ -128,7 +128,7 @@ pub(crate) fn apply(plan: &Plan, backend: Backend) -> Result<bool, Error> {
     let changed = match chosen {
         Chosen::Nftables => match nft::apply(plan) {
             // A part is missing: what can't be done here may be done there.
-            Err(error) if backend == Backend::Auto && lacks_a_part(&error) => {
+            Err(error) if backend == Backend::Auto && error.is_unsupported() => {
                 tracing::warn!(
                     error = error.with_causes(),
                     "nf_tables can't hold the rules; trying iptables"
@@ -141,10 +141,6 @@ pub(crate) fn apply(plan: &Plan, backend: Backend) -> Result<bool, Error> {
         Chosen::Iptables(variant) => iptables::apply(plan, variant)?,
     };
     Ok(remove_others(chosen)? || changed)
-}
-
-fn lacks_a_part(error: &Error) -> bool {
-    matches!(error, Error::Kernel { source, .. } if nft::is_absent(source))
 }
 
 fn remove_others(kept: Chosen) -> Result<bool, Error> {

@@ -22,7 +22,7 @@ use encode::Layout;
 use expr::Expr;
 use ruleset::{ChainDef, HookDef, RuleDef, TableFamily, difference};
 
-pub(crate) use compat::{holds_chains, is_absent, works};
+pub(crate) use compat::{holds_chains, works};
 pub(crate) use ruleset::difference as text_difference;
 pub use ruleset::{Counters, Ruleset};
 

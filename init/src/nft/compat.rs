@@ -23,7 +23,7 @@ pub(crate) fn works() -> Result<bool, Error> {
 
 /// Whether an error says that nf_tables, or a part of it, isn't in this kernel; netfilter answers `EINVAL` to a part
 /// of it that it doesn't know.
-pub(crate) fn is_absent(error: &std::io::Error) -> bool {
+fn is_absent(error: &std::io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(
