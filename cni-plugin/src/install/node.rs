@@ -80,10 +80,17 @@ impl Node {
                 continue;
             }
             let text = fs::read_to_string(entry.path()).map_err(io("read", &entry.path()))?;
-            units.push((name, text.replace("/usr/bin/", &format!("{}/bin/", self.prefix.display()))));
+            units.push((name, self.placed(&text)));
         }
         units.sort();
         Ok(units)
+    }
+
+    /// A unit's text with the programs' place on this node.
+    fn placed(&self, unit: &str) -> String {
+        PROGRAMS.iter().fold(unit.to_owned(), |text, program| {
+            text.replace(&format!("/{BIN}/{program}"), &format!("{}/bin/{program}", self.prefix.display()))
+        })
     }
 
     /// Removes what [`install`](Self::install) brought; what is gone already doesn't matter. The agent's configuration
