@@ -3,6 +3,7 @@
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 need ip iproute2
+need strace strace
 # Container runtimes, and what stands in a pod's network before our plugin.
 PATH=$PATH:/usr/sbin:/sbin:/usr/lib/cni
 need containerd containerd

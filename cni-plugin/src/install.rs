@@ -3,6 +3,15 @@
 //! The program first, then the configuration; out in the opposite order. At every moment, whatever is killed, any pod
 //! can start and stop. No token and no kubeconfig is needed.
 
+/// Says something to people. Who no longer listens doesn't stop the work.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, $($text)*).and_then(|()| out.flush());
+    }};
+}
+
 mod attachments;
 pub(crate) mod command;
 pub mod conflist;

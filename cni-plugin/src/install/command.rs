@@ -124,10 +124,10 @@ impl Install {
         }
         let path = installed.path.display();
         let state = if installed.changed { "is now in" } else { "was in place in" };
-        println!("ursa-cni {state} {path}");
+        say!("ursa-cni {state} {path}");
         let program = wish.layout.program();
         let state = if installed.program_changed { "copied to" } else { "unchanged:" };
-        println!("program {state} {}", program.display());
+        say!("program {state} {}", program.display());
         Ok(ExitCode::SUCCESS)
     }
 
@@ -205,24 +205,24 @@ impl Uninstall {
             return Ok(ExitCode::SUCCESS);
         }
         let patience = Duration::from_secs(self.drain_timeout);
-        tell(&layout, &super::uninstall(&layout, patience, |text| println!("{text}"))?);
+        tell(&layout, &super::uninstall(&layout, patience, |text| say!("{text}"))?);
         Ok(ExitCode::SUCCESS)
     }
 }
 
 fn tell(layout: &Layout, left: &Left) {
-    left.done.iter().for_each(|done| println!("{done}"));
+    left.done.iter().for_each(|done| say!("{done}"));
     if !left.sidecars.is_empty() {
-        println!(
+        say!(
             "{} pods keep their sidecar while ursa-agent runs: restart them before you remove it ({})",
             left.sidecars.len(),
             left.sidecars.join(", ")
         );
     }
     if left.attachments.is_empty() {
-        println!("ursa-cni is removed");
+        say!("ursa-cni is removed");
     } else {
-        println!(
+        say!(
             "{} pods that started with ursa-cni still run, and the runtime will call it when they end: {} is now a stub that \
                  does nothing. Run `ursa-cni uninstall` again when they have ended ({})",
             left.attachments.len(),
@@ -250,7 +250,7 @@ pub(crate) struct Status {
 impl Status {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         let status = super::status(&self.place.layout())?;
-        print!("{status}");
+        say!("{status}");
         Ok(if status.is_intact() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NOT_INTACT) })
     }
 }
@@ -332,11 +332,11 @@ impl NodeCommand {
                 let node = node.node(agent_config.as_ref());
                 let changed = node.install()?;
                 for path in &changed {
-                    println!("installed {}", path.display());
+                    say!("installed {}", path.display());
                 }
                 if !no_start {
                     let started = node.start(!changed.is_empty());
-                    println!(
+                    say!(
                         "{}",
                         if started {
                             "ursa-agent runs"
@@ -349,7 +349,7 @@ impl NodeCommand {
             NodeSubcommand::Remove { node, force } => {
                 let removed = node.node(None).remove(&node.place.layout(), *force)?;
                 for path in removed {
-                    println!("removed {}", path.display());
+                    say!("removed {}", path.display());
                 }
             }
             NodeSubcommand::Systemctl { root, arguments } => {
@@ -404,7 +404,7 @@ impl KubeconfigCommand {
             ca: &read(&self.ca_file)?,
             token: token.trim(),
         };
-        print!("{}", kubeconfig.render());
+        say!("{}", kubeconfig.render());
         Ok(ExitCode::SUCCESS)
     }
 }

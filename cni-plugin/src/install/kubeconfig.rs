@@ -50,7 +50,7 @@ impl Kubeconfig<'_> {
         let _ = writeln!(out, "users:\n- name: {name}\n  user:\n    token: {}", json!(self.token));
         let _ =
             writeln!(out, "contexts:\n- name: {context}\n  context:\n    cluster: local\n    user: {name}");
-        let _ = writeln!(out, "current-context: {context}");
+        let _ = write!(out, "current-context: {context}");
         out
     }
 }

@@ -49,7 +49,7 @@ impl std::fmt::Display for Status {
         for problem in &self.problems {
             let _ = writeln!(out, "problem   {problem}");
         }
-        f.write_str(&out)
+        f.write_str(out.trim_end())
     }
 }
 

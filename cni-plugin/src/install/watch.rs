@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -118,8 +117,7 @@ struct Voice(String);
 impl Voice {
     fn say(&mut self, text: String) {
         if self.0 != text {
-            println!("{text}");
-            let _ = std::io::stdout().flush();
+            say!("{text}");
             self.0 = text;
         }
     }
@@ -152,7 +150,7 @@ pub fn watch(wish: &Wish, ready_file: Option<&Path>) -> Result<(), InstallError>
     }
     watch.ready(false)?;
     watch.publish(None);
-    println!("ursa-cni: the watch ends; what is installed stays");
+    say!("ursa-cni: the watch ends; what is installed stays");
     Ok(())
 }
 
