@@ -3,7 +3,7 @@
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 need ip iproute2
-need strace strace
+need nft nftables
 # Container runtimes, and what stands in a pod's network before our plugin.
 PATH=$PATH:/usr/sbin:/sbin:/usr/lib/cni
 need containerd containerd

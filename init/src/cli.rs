@@ -1,17 +1,28 @@
 //! The command line of `ursa-init`.
+//!
+//! * `fields`, `layers`, `options`: from files, annotations, variables and flags to one redirect.
+//! * `kumactl`: the same from kumactl's arguments.
+//! * `place`: where to work.
+
+mod fields;
+mod kumactl;
+mod layers;
+mod options;
+mod place;
 
 use std::io::Write as _;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use caps::{CapSet, Capability, CapsHashSet};
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
-use ipnet::IpNet;
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use serde_json::{Value, json};
 
-use crate::intent::{DnsCapture, Ids, Ports, RedirectIntent};
-use crate::netns::Netns;
-use crate::plan::Plan;
+use crate::backend::Backend;
+use crate::intent::RedirectIntent;
+use crate::plan::{Family, Plan};
+use options::Options;
+use place::Place;
 
 /// Exit code for a document or flag that is wrong; the same as for wrong usage.
 const EXIT_INVALID: u8 = 2;
@@ -23,15 +34,19 @@ Examples:
   # redirect the workload in namespace `web`; the proxy runs as uid 5678
   ursa-init apply --netns /run/netns/web --proxy-uid 5678
 
-  # the same from a file, with one exclusion more
+  # the same from a file, with one exclusion more; what that says, and where each value comes from
   ursa-init apply --netns /run/netns/web --config redirect.yaml --exclude-outbound-ports 5432
+  ursa-init config --config redirect.yaml --exclude-outbound-ports 5432
 
   # what is in place, with packet counters; what differs from the file
   ursa-init show --netns /run/netns/web
   ursa-init diff --netns /run/netns/web --config redirect.yaml
 
-  # the rules as text: needs no rights and touches nothing
+  # the rules as text that `nft -f` loads: needs no rights and touches nothing
   ursa-init render --proxy-uid 5678
+
+  # Kuma's arguments
+  ursa-init transparent-proxy --netns /run/netns/web --kuma-dp-user 5678 --redirect-all-dns-traffic
 
   # take back exactly what `apply` made
   ursa-init remove --netns /run/netns/web
@@ -41,6 +56,9 @@ A file looks like this; every field has a default:
   inbound: {port: 15006, excludePorts: [22]}
   outbound: {port: 15001, excludePorts: [5432, \"8000-8100\"], excludeCidrs: [10.9.0.0/16], excludeUids: [33]}
   dns: {port: 15053, capture: all}
+
+Precedence, lowest first: defaults, files in the order given, a pod's annotations (--annotations), URSA_… variables, flags.
+A list that is given replaces the list below it; an empty one (--exclude-outbound-ports '') empties it.
 
 Exit codes: 0 done, 1 the kernel or the system refused, 2 wrong usage or document, 3 `diff` found differences.";
 
@@ -60,6 +78,12 @@ enum Command {
         place: Place,
         #[command(flatten)]
         options: Options,
+        /// What puts the rules in place: auto, nftables, iptables, iptables-nft, iptables-legacy
+        #[arg(long, env = "URSA_BACKEND", default_value_t)]
+        backend: Backend,
+        /// Print the resulting document with each value's source and change nothing; the same as `config`
+        #[arg(long)]
+        print_config: bool,
     },
     /// Remove exactly what `apply` put in place
     Remove {
@@ -77,11 +101,40 @@ enum Command {
         place: Place,
         #[command(flatten)]
         options: Options,
+        /// What was to put the rules in place
+        #[arg(long, env = "URSA_BACKEND", default_value_t)]
+        backend: Backend,
     },
     /// Print the rules of the document as text; needs no rights
     Render {
         #[command(flatten)]
         options: Options,
+        /// In whose words
+        #[arg(long, value_enum, default_value_t = Format::Nft)]
+        format: Format,
+    },
+    /// Print the document that files, annotations, variables and flags make together, and each value's source
+    Config {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        options: Options,
+        /// As JSON: {"config": …, "sources": …}
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put a redirect in place that is said in the words of `kumactl install transparent-proxy`
+    TransparentProxy {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        arguments: kumactl::Arguments,
+        /// What puts the rules in place: auto, nftables, iptables, iptables-nft, iptables-legacy
+        #[arg(long, env = "URSA_BACKEND", default_value_t)]
+        backend: Backend,
+        /// Print the resulting document and change nothing
+        #[arg(long)]
+        print_config: bool,
     },
     /// Print a shell's completion script
     Completion {
@@ -96,198 +149,77 @@ enum Command {
     },
 }
 
-/// Where to work.
-#[derive(Debug, Args)]
-struct Place {
-    /// The workload's network namespace [default: the one this program runs in]
-    #[arg(long, env = "URSA_NETNS", value_name = "PATH")]
-    netns: Option<PathBuf>,
-    /// Allow the machine's own network namespace; inbound port 22 is left alone then
-    #[arg(long, env = "URSA_HOST")]
-    host: bool,
-}
-
-/// The intent: a file, and flags and variables that win over it.
-#[derive(Debug, Args)]
-struct Options {
-    /// The redirect's document (YAML or JSON; `-` for standard input)
-    #[arg(long, short, env = "URSA_REDIRECT", value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// User ids of the proxy
-    #[arg(long = "proxy-uid", env = "URSA_PROXY_UIDS", value_delimiter = ',', value_name = "UID")]
-    proxy_uids: Vec<u32>,
-    /// Group ids of the proxy
-    #[arg(long = "proxy-gid", env = "URSA_PROXY_GIDS", value_delimiter = ',', value_name = "GID")]
-    proxy_gids: Vec<u32>,
-    /// Redirect arriving connections
-    #[arg(long, env = "URSA_INBOUND", value_name = "BOOL")]
-    inbound: Option<bool>,
-    /// The proxy's inbound port
-    #[arg(long, env = "URSA_INBOUND_PORT", value_name = "PORT")]
-    inbound_port: Option<u16>,
-    /// Redirect only these arriving ports
-    #[arg(long, env = "URSA_INCLUDE_INBOUND_PORTS", value_delimiter = ',', value_name = "PORTS")]
-    include_inbound_ports: Vec<Ports>,
-    /// Leave these arriving ports alone
-    #[arg(long, env = "URSA_EXCLUDE_INBOUND_PORTS", value_delimiter = ',', value_name = "PORTS")]
-    exclude_inbound_ports: Vec<Ports>,
-    /// Redirect opened connections
-    #[arg(long, env = "URSA_OUTBOUND", value_name = "BOOL")]
-    outbound: Option<bool>,
-    /// The proxy's outbound port
-    #[arg(long, env = "URSA_OUTBOUND_PORT", value_name = "PORT")]
-    outbound_port: Option<u16>,
-    /// Redirect only these destination ports
-    #[arg(long, env = "URSA_INCLUDE_OUTBOUND_PORTS", value_delimiter = ',', value_name = "PORTS")]
-    include_outbound_ports: Vec<Ports>,
-    /// Leave these destination ports alone
-    #[arg(long, env = "URSA_EXCLUDE_OUTBOUND_PORTS", value_delimiter = ',', value_name = "PORTS")]
-    exclude_outbound_ports: Vec<Ports>,
-    /// Leave these destinations alone
-    #[arg(long, env = "URSA_EXCLUDE_OUTBOUND_CIDRS", value_delimiter = ',', value_name = "CIDR")]
-    exclude_outbound_cidrs: Vec<IpNet>,
-    /// Leave these users alone
-    #[arg(long, env = "URSA_EXCLUDE_OUTBOUND_UIDS", value_delimiter = ',', value_name = "UID")]
-    exclude_outbound_uids: Vec<Ids>,
-    /// Which lookups to redirect
-    #[arg(long, env = "URSA_DNS", value_name = "WHICH")]
-    dns: Option<DnsChoice>,
-    /// The shim's DNS port
-    #[arg(long, env = "URSA_DNS_PORT", value_name = "PORT")]
-    dns_port: Option<u16>,
-    /// Redirect IPv4
-    #[arg(long, env = "URSA_IPV4", value_name = "BOOL")]
-    ipv4: Option<bool>,
-    /// Redirect IPv6
-    #[arg(long, env = "URSA_IPV6", value_name = "BOOL")]
-    ipv6: Option<bool>,
-}
-
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum DnsChoice {
-    /// Every lookup
-    All,
-    /// Only lookups to the resolvers in /etc/resolv.conf
-    Resolvers,
-    /// None
-    Off,
+enum Format {
+    /// A script that `nft -f -` loads
+    Nft,
+    /// What `iptables-restore --noflush` takes
+    Iptables,
+    /// What `ip6tables-restore --noflush` takes
+    Ip6tables,
+    /// One line per rule, as `show` and `diff` write them
+    Lines,
 }
 
-impl Options {
-    /// Defaults, then the file, then variables and flags.
-    fn intent(&self) -> anyhow::Result<RedirectIntent> {
-        let mut intent = match &self.config {
-            None => RedirectIntent::default(),
-            Some(path) => {
-                let text = if path.as_os_str() == "-" {
-                    std::io::read_to_string(std::io::stdin()).context("can't read standard input")?
-                } else {
-                    std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?
-                };
-                crate::yaml::from_str(&text)
-                    .with_context(|| format!("{} is no redirect document (see --help)", path.display()))?
-            }
-        };
-        list(&mut intent.proxy_uids, &self.proxy_uids);
-        list(&mut intent.proxy_gids, &self.proxy_gids);
-        value(&mut intent.inbound.enabled, self.inbound);
-        value(&mut intent.inbound.port, self.inbound_port);
-        list(&mut intent.inbound.include_ports, &self.include_inbound_ports);
-        list(&mut intent.inbound.exclude_ports, &self.exclude_inbound_ports);
-        value(&mut intent.outbound.enabled, self.outbound);
-        value(&mut intent.outbound.port, self.outbound_port);
-        list(&mut intent.outbound.include_ports, &self.include_outbound_ports);
-        list(&mut intent.outbound.exclude_ports, &self.exclude_outbound_ports);
-        list(&mut intent.outbound.exclude_cidrs, &self.exclude_outbound_cidrs);
-        list(&mut intent.outbound.exclude_uids, &self.exclude_outbound_uids);
-        value(&mut intent.dns.port, self.dns_port);
-        value(&mut intent.ipv4, self.ipv4);
-        value(&mut intent.ipv6, self.ipv6);
-        match self.dns {
-            None => {}
-            Some(DnsChoice::Off) => intent.dns.enabled = false,
-            Some(DnsChoice::All) => (intent.dns.enabled, intent.dns.capture) = (true, DnsCapture::All),
-            Some(DnsChoice::Resolvers) => {
-                (intent.dns.enabled, intent.dns.capture) = (true, DnsCapture::Resolvers);
-            }
-        }
-        if intent.dns.enabled
-            && intent.dns.capture == DnsCapture::Resolvers
-            && intent.dns.resolvers.is_empty()
-        {
-            let path = "/etc/resolv.conf";
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("can't read the resolvers in {path}"))?;
-            intent.dns.resolvers = resolvers(&text);
-        }
-        Ok(intent)
-    }
-}
-
-/// A list that is given replaces the file's.
-fn list<T: Clone>(target: &mut Vec<T>, given: &[T]) {
-    if !given.is_empty() {
-        target.clear();
-        target.extend_from_slice(given);
-    }
-}
-
-fn value<T: Copy>(target: &mut T, given: Option<T>) {
-    if let Some(given) = given {
-        *target = given;
-    }
-}
-
-/// The resolvers that a resolv.conf names.
-fn resolvers(text: &str) -> Vec<IpAddr> {
-    let names = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
-    // A zone (fe80::1%eth0) can't be matched by address alone.
-    names.filter_map(|rest| rest.trim().parse().ok()).collect()
-}
+/// Wrong usage that clap can't know.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
 
 /// Runs the command; the result is the exit code.
 pub fn run(cli: Cli) -> anyhow::Result<u8> {
     let mut out = std::io::stdout().lock();
     match cli.command {
-        Command::Apply { place, options } => {
-            let mut intent = options.intent()?;
-            let netns = place.open(&mut intent)?;
-            let plan = Plan::compile(&intent)?;
-            drop_capabilities()?;
-            let applied = netns.run(|| crate::apply(&plan))??;
-            let text = if applied.changed() {
-                "the redirect is in place"
-            } else {
-                "the redirect was in place already"
-            };
-            writeln!(out, "{text}")?;
+        Command::Apply { place, options, print_config: true, .. } => {
+            config(&mut out, &place, &options, false)?;
+        }
+        Command::Apply { place, options, backend, .. } => {
+            apply(&mut out, &place, options.resolve()?.0, backend)?;
         }
         Command::Remove { place } => {
-            let netns = place.open(&mut RedirectIntent::default())?;
+            let netns = place.open()?;
             drop_capabilities()?;
             let text =
                 if netns.run(crate::remove)?? { "the redirect is removed" } else { "there was no redirect" };
             writeln!(out, "{text}")?;
         }
         Command::Show { place } => {
-            let netns = Netns::open(&place.path())?;
+            let netns = place.look()?;
             drop_capabilities()?;
             print(&mut out, &netns.run(crate::show)??)?;
         }
-        Command::Diff { place, options } => {
-            let mut intent = options.intent()?;
-            if place.host {
-                keep_ssh(&mut intent);
-            }
+        Command::Diff { place, options, backend } => {
+            let (mut intent, _) = options.resolve()?;
+            let netns = place.look()?;
+            place.keep_ssh(&netns, &mut intent, None)?;
             let plan = Plan::compile(&intent)?;
-            let netns = Netns::open(&place.path())?;
             drop_capabilities()?;
-            let lines = netns.run(|| crate::diff(&plan))??;
+            let lines = netns.run(|| crate::diff_with(&plan, backend))??;
             print(&mut out, &lines)?;
             return Ok(if lines.is_empty() { 0 } else { EXIT_DIFFERENT });
         }
-        Command::Render { options } => {
-            print(&mut out, &crate::nft::render(&Plan::compile(&options.intent()?)?))?;
+        Command::Render { options, format } => {
+            let plan = Plan::compile(&options.resolve()?.0)?;
+            match format {
+                Format::Nft => script(&mut out, &plan)?,
+                Format::Iptables => restore(&mut out, &plan, Family::V4)?,
+                Format::Ip6tables => restore(&mut out, &plan, Family::V6)?,
+                Format::Lines => print(&mut out, &crate::nft::render(&plan))?,
+            }
+        }
+        Command::Config { place, options, json } => config(&mut out, &place, &options, json)?,
+        Command::TransparentProxy { place, arguments, backend, print_config } => {
+            let resolved = arguments.resolve()?;
+            for warning in &resolved.warnings {
+                eprintln!("ursa-init: warning: {}: {}", warning.field, warning.message);
+            }
+            if print_config {
+                writeln!(out, "{}", serde_json::to_string_pretty(&resolved.intent)?)?;
+            } else if resolved.dry_run {
+                script(&mut out, &Plan::compile(&resolved.intent)?)?;
+            } else {
+                apply(&mut out, &place, resolved.intent, backend)?;
+            }
         }
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "ursa-init", &mut out);
@@ -301,38 +233,79 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
 
 /// The exit code for an error.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    let invalid =
-        error.is::<crate::InvalidIntent>() || error.downcast_ref::<crate::yaml::Unreadable>().is_some();
+    let invalid = error.is::<crate::InvalidIntent>()
+        || error.is::<Usage>()
+        || error.downcast_ref::<crate::yaml::Unreadable>().is_some();
     if invalid { EXIT_INVALID } else { 1 }
+}
+
+fn apply(
+    out: &mut impl std::io::Write,
+    place: &Place,
+    mut intent: RedirectIntent,
+    backend: Backend,
+) -> anyhow::Result<()> {
+    let netns = place.open()?;
+    place.keep_ssh(&netns, &mut intent, None)?;
+    let plan = Plan::compile(&intent)?;
+    drop_capabilities()?;
+    let applied = netns.run(|| crate::apply_with(&plan, backend))??;
+    let text =
+        if applied.changed() { "the redirect is in place" } else { "the redirect was in place already" };
+    Ok(writeln!(out, "{text}")?)
+}
+
+/// Prints the document and where its values come from.
+fn config(out: &mut impl std::io::Write, place: &Place, options: &Options, json: bool) -> anyhow::Result<()> {
+    let (mut intent, mut layers) = options.resolve()?;
+    place.keep_ssh(&place.look()?, &mut intent, Some(&mut layers))?;
+    if json {
+        let sources: serde_json::Map<_, _> = layers
+            .leaves()
+            .into_keys()
+            .map(|path| (path.clone(), Value::from(layers.source(&path).to_string())))
+            .collect();
+        let document = json!({"config": intent, "sources": sources});
+        writeln!(out, "{}", serde_json::to_string_pretty(&document)?)?;
+    } else {
+        print(out, &layers.annotated())?;
+    }
+    Ok(intent.validate()?)
+}
+
+/// The rules as a script, with the routes that belong to them as comments.
+fn script(out: &mut impl std::io::Write, plan: &Plan) -> std::io::Result<()> {
+    writeln!(out, "#!/usr/sbin/nft -f")?;
+    for route in &plan.local_routes {
+        writeln!(out, "# ip route add local {route} dev lo proto {}", crate::routes::PROTOCOL)?;
+    }
+    for address in &plan.loopback_addresses {
+        writeln!(
+            out,
+            "# ip address add {} dev lo proto {}",
+            ipnet::IpNet::from(*address),
+            crate::routes::PROTOCOL
+        )?;
+    }
+    if let Some(policy) = plan.policy_route {
+        for family in [policy.ipv4.then_some("-4"), policy.ipv6.then_some("-6")].into_iter().flatten() {
+            writeln!(out, "# ip {family} rule add fwmark {:#x} lookup {}", policy.mark, policy.table)?;
+            writeln!(out, "# ip {family} route add local default dev lo table {}", policy.table)?;
+        }
+    }
+    write!(out, "{}", crate::nft::script(plan))
+}
+
+/// The tables of one family, those that guard first.
+fn restore(out: &mut impl std::io::Write, plan: &Plan, family: Family) -> anyhow::Result<()> {
+    for (_, _, text) in crate::iptables::render(plan)?.into_iter().filter(|(of, ..)| *of == family) {
+        write!(out, "{text}")?;
+    }
+    Ok(())
 }
 
 fn print(out: &mut impl std::io::Write, lines: &[String]) -> std::io::Result<()> {
     lines.iter().try_for_each(|line| writeln!(out, "{line}"))
-}
-
-impl Place {
-    fn path(&self) -> PathBuf {
-        self.netns.clone().unwrap_or_else(|| PathBuf::from("/proc/thread-self/ns/net"))
-    }
-
-    /// Opens the namespace, which must not be the machine's own unless the operator said so.
-    fn open(&self, intent: &mut RedirectIntent) -> anyhow::Result<Netns> {
-        let netns = Netns::open(&self.path())?;
-        if self.host {
-            keep_ssh(intent);
-        } else {
-            netns.refuse_host()?;
-        }
-        Ok(netns)
-    }
-}
-
-/// On a host the operator's way in stays open.
-fn keep_ssh(intent: &mut RedirectIntent) {
-    let ssh = Ports::one(22);
-    if intent.inbound.include_ports.is_empty() && !intent.inbound.exclude_ports.contains(&ssh) {
-        intent.inbound.exclude_ports.push(ssh);
-    }
 }
 
 /// Keeps only what changing rules and entering a namespace need; everything else was opened before.
@@ -351,34 +324,8 @@ fn drop_capabilities() -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    fn intent(args: &[&str]) -> RedirectIntent {
-        let cli = Cli::try_parse_from(["ursa-init", "render"].iter().chain(args)).unwrap();
-        let Command::Render { options } = cli.command else { unreachable!() };
-        options.intent().unwrap()
-    }
-
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn flags_win_over_the_file() {
-        let file = std::env::temp_dir().join(format!("ursa-init-cli-{}.yaml", std::process::id()));
-        std::fs::write(&file, "proxyUids: [5678]\noutbound: {port: 15101, excludePorts: [22, 8000-8100]}\n")
-            .unwrap();
-        let path = file.to_str().unwrap();
-        let read = intent(&["--config", path, "--exclude-outbound-ports", "443,9000-9001", "--dns", "off"]);
-        std::fs::remove_file(&file).unwrap();
-        assert_eq!((read.proxy_uids, read.outbound.port, read.dns.enabled), (vec![5678], 15101, false));
-        let ports: Vec<_> = read.outbound.exclude_ports.iter().map(ToString::to_string).collect();
-        assert_eq!(ports, ["443", "9000-9001"]);
-    }
-
-    #[test]
-    fn resolvers_come_from_resolv_conf() {
-        let text =
-            "# x\nnameserver 127.0.0.53\noptions edns0\nnameserver fd00::53\nnameserver fe80::1%eth0\n";
-        assert_eq!(resolvers(text), ["127.0.0.53".parse::<IpAddr>().unwrap(), "fd00::53".parse().unwrap()]);
     }
 }

@@ -29,6 +29,8 @@ pub mod netns;
 pub mod nft;
 pub mod plan;
 pub mod routes;
+pub mod ssh;
+pub mod users;
 pub mod yaml;
 
 pub use backend::Backend;

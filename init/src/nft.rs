@@ -7,6 +7,7 @@ mod compat;
 mod encode;
 pub mod expr;
 mod ruleset;
+mod script;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -25,6 +26,7 @@ use ruleset::{ChainDef, HookDef, RuleDef, TableFamily, difference};
 pub(crate) use compat::{holds_chains, works};
 pub(crate) use ruleset::difference as text_difference;
 pub use ruleset::{Counters, Ruleset};
+pub use script::script;
 
 /// The name of our table; everything in it is ours, nothing outside it is.
 pub const TABLE: &str = "ursa";

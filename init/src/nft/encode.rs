@@ -218,8 +218,8 @@ fn address(out: &mut Vec<Expr>, source: bool, net: &IpNet) {
     if prefix == 0 {
         return;
     }
-    // Whole bytes need no mask.
-    let used = prefix.div_ceil(8);
+    // Whole bytes need no mask. With one, nft shows an address only where all of it is compared.
+    let used = if prefix.is_multiple_of(8) { prefix / 8 } else { octets.len() };
     let len = u32::try_from(used).unwrap_or(u32::MAX);
     out.push(Expr::Payload { base: Base::Network, offset, len });
     if !prefix.is_multiple_of(8) {

@@ -76,6 +76,11 @@ impl Settings {
         self.0.insert(path.to_owned(), values);
     }
 
+    /// Gives what another one holds.
+    pub fn extend(&mut self, later: &Self) {
+        self.0.extend(later.0.iter().map(|(path, values)| (path.clone(), values.clone())));
+    }
+
     /// The value of a setting that isn't a list.
     pub fn get(&self, path: &str) -> Option<&str> {
         self.0.get(path).and_then(|values| values.last()).map(String::as_str)
@@ -93,6 +98,9 @@ impl Settings {
 
     fn flatten(&mut self, path: &str, value: &Value, found: &mut Findings) {
         match value {
+            Value::Object(_) if !path.is_empty() && !is_group(path) => {
+                found.wrong(path, "is no group of settings of kumactl's transparent proxy");
+            }
             Value::Object(object) => {
                 for (key, value) in object {
                     let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
@@ -262,6 +270,11 @@ fn is_known(path: &str) -> bool {
     KNOWN.iter().any(|known| path == *known || known.ends_with('.') && path.starts_with(known))
 }
 
+fn is_group(path: &str) -> bool {
+    let below = |known: &&str| known.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+    is_known(path) || KNOWN.iter().copied().any(|known| below(&known))
+}
+
 fn scalar(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -358,6 +371,7 @@ mod tests {
                 "dropInvalidPackets",
                 "ebpf.enabled",
                 "ipFamilyMode",
+                "redirct",
                 "redirect.inbound.excludePortsForUIDs",
                 "redirect.inbound.port",
                 "redirect.inbound.prot",

@@ -35,14 +35,14 @@ pub(super) fn chains(intent: &RedirectIntent, scopes: &[Scope<'_>]) -> Vec<Chain
 fn arriving(intent: &RedirectIntent, scopes: &[&Scope<'_>]) -> Vec<Chain> {
     let mut chains = Vec::new();
     for scope in scopes {
-        chains.push(inbound::ports(scope, "tproxy", &Action::Tproxy(scope.inbound.port)));
+        chains.push(inbound::ports(scope, "hand_over", &Action::Tproxy(scope.inbound.port)));
     }
     let mut before = Rules::default();
     before.skip_disabled_families(intent);
     // The hairpin is redirected where it is sent; everything else on lo is the proxy's delivery and its answers.
     before.add([Match::InInterface(Interface::lo())], Action::Return, "loopback is this namespace itself");
     before.add([Match::NotProtocol(Protocol::Tcp)], Action::Return, "only TCP is handed over");
-    let (rules, more) = inbound::arrivals(scopes, "tproxy", "tproxy_arrive");
+    let (rules, more) = inbound::arrivals(scopes, "hand_over", "hand_over_arrive");
     chains.extend(more);
     let hook = Hook { kind: HookKind::Filter, point: HookPoint::Prerouting, priority: MANGLE };
     chains.extend(hook_interfaces(intent, before, rules, ("tproxy_in", "tproxy_in_included"), hook));

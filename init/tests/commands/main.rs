@@ -1,0 +1,9 @@
+//! The program `ursa-init` itself, in namespaces of the tests' own.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+#[path = "../kernel/lab.rs"]
+mod lab;
+mod render;
+mod sources;
+mod tool;
