@@ -11,6 +11,7 @@ need podman podman
 need runc runc
 need portmap containernetworking-plugins
 need iptables iptables
+need nft nftables
 need /bin/busybox busybox-static
 # What the redirect's fault tests kill programs with.
 need strace strace

@@ -63,6 +63,10 @@ enum Verb {
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 fn main() -> anyhow::Result<()> {
+    let name = std::env::args_os().next().map(std::path::PathBuf::from).unwrap_or_default();
+    if name.ends_with(ursa_tests::lab::runtime::network::PREPARED) {
+        return prepared();
+    }
     let verb = Verb::parse();
     if let Verb::WithoutNfTables { command } = &verb {
         use std::os::unix::process::CommandExt as _;
@@ -99,6 +103,22 @@ fn main() -> anyhow::Result<()> {
         Verb::Machine { .. } => bail!("invariant: it never ends"),
         Verb::Resolver { .. } => resolver.map_or(Ok(()), |socket| answer_lookups(&socket)),
     }
+}
+
+/// A CNI plugin; see [`ursa_tests::lab::runtime::network::PREPARED`].
+fn prepared() -> anyhow::Result<()> {
+    let config: serde_json::Value = serde_json::from_reader(std::io::stdin())?;
+    match std::env::var("CNI_COMMAND")?.as_str() {
+        "ADD" => println!("{}", config["result"]),
+        "VERSION" => {
+            println!(
+                "{}",
+                serde_json::json!({"cniVersion": "1.1.0", "supportedVersions": ["1.0.0", "1.1.0"]})
+            );
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// The first process of a machine, whose end is that of all the others.

@@ -120,7 +120,7 @@ impl Machine {
         let space = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let own = space(self.init.load(Ordering::Relaxed));
         let mut found = net::processes();
-        found.retain(|pid| own.is_some() && space(*pid) == own && net::runs(*pid, program));
+        found.retain(|pid| net::runs(*pid, program) && own.is_some() && space(*pid) == own);
         found
     }
 

@@ -5,7 +5,7 @@
 //! * [`podman`]: with the CNI backend.
 //! * [`driver`]: what libcni does, for the verbs that these runtimes never call.
 //! * [`network`]: the conflists; [`image`]: the one image.
-//! * [`ground`]: control plane, agent and a runtime together.
+//! * [`ground`]: control plane, agent and a runtime together; [`storm`]: very many pods on it.
 
 pub mod containerd;
 pub mod cri;
@@ -14,6 +14,7 @@ pub mod ground;
 pub mod image;
 pub mod network;
 pub mod podman;
+pub mod storm;
 
 use std::path::PathBuf;
 use std::process::Command;

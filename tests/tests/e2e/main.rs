@@ -8,6 +8,8 @@ mod bad_input;
 mod bench;
 mod cni;
 mod cni_runtimes;
+mod cni_storm;
+mod cni_verbs;
 mod deaths;
 mod expiry;
 mod identity;

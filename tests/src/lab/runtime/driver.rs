@@ -83,15 +83,38 @@ impl Driver {
         })
     }
 
-    /// Attaches; the last plugin's result.
-    pub fn add(&self, machine: &Machine, network: &str, to: &Attachment) -> Result<Value, PluginError> {
-        let mut previous = None;
+    /// Attaches; each plugin's result, of which the last one counts.
+    pub fn add(&self, machine: &Machine, network: &str, to: &Attachment) -> Result<Vec<Value>, PluginError> {
+        let mut results = Vec::new();
         for plugin in self.plugins(network) {
-            previous = Some(self.call(machine, "ADD", network, &plugin, to, previous.as_ref(), None)?);
+            let result = self.call(machine, "ADD", network, &plugin, to, results.last(), None)?;
+            results.push(result);
         }
-        let result = previous.unwrap_or(Value::Null);
-        let _ = std::fs::write(self.cached(network, &to.id), result.to_string());
-        Ok(result)
+        let last = results.last().unwrap_or(&Value::Null);
+        let _ = std::fs::write(self.cached(network, &to.id), last.to_string());
+        Ok(results)
+    }
+
+    /// Makes a network known.
+    pub fn know(&self, name: &str, list: Value) {
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), list);
+    }
+
+    /// Makes it forget an attachment, as a runtime does that was reinstalled.
+    pub fn forget(&self, network: &str, id: &str) -> std::io::Result<()> {
+        std::fs::remove_file(self.cached(network, id))
+    }
+
+    /// A network namespace on the machine, with a resolver that answers nothing; its name and its path there.
+    pub fn namespace(&self, machine: &Machine, pod: &str) -> anyhow::Result<(String, PathBuf)> {
+        let name = format!("{}-pod-{pod}", self.prefix);
+        let etc = PathBuf::from("/etc/netns").join(&name);
+        std::fs::create_dir_all(&etc)?;
+        let resolver = format!("nameserver {RESOLVER}\noptions timeout:1 attempts:1\n");
+        std::fs::write(etc.join("resolv.conf"), resolver)?;
+        mesh::run(machine.command(Path::new("ip")).args(["netns", "add", &name]), "")?;
+        let path = PathBuf::from("/run/netns").join(&name);
+        Ok((name, path))
     }
 
     /// Detaches; the first error ends it, as libcni's does.
@@ -247,19 +270,11 @@ impl Driver {
 
 impl Runtime for Driver {
     fn start(&self, machine: &Machine, spec: &PodSpec) -> anyhow::Result<Pod> {
-        let name = format!("{}-pod-{}", self.prefix, spec.name);
-        let etc = PathBuf::from("/etc/netns").join(&name);
-        std::fs::create_dir_all(&etc)?;
-        std::fs::write(
-            etc.join("resolv.conf"),
-            format!("nameserver {RESOLVER}\noptions timeout:1 attempts:1\n"),
-        )?;
-        mesh::run(machine.command(Path::new("ip")).args(["netns", "add", &name]), "")?;
-        let netns = PathBuf::from("/run/netns").join(&name);
+        let (name, netns) = self.namespace(machine, &spec.name)?;
         let id = format!("{}-{}", spec.name, spec.attempt);
         let attachment = Self::attachment(spec, &id, Some(netns.clone()));
-        let result = self.add(machine, Self::network(spec), &attachment)?;
-        let addresses = result["ips"].as_array().cloned().unwrap_or_default();
+        let results = self.add(machine, Self::network(spec), &attachment)?;
+        let addresses = results.last().unwrap_or(&Value::Null)["ips"].as_array().cloned().unwrap_or_default();
         let address = |v6: bool| {
             let texts = addresses.iter().filter_map(|one| one["address"].as_str()?.split('/').next());
             texts.into_iter().find(|text| text.contains(':') == v6).map(str::to_owned)

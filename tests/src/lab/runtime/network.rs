@@ -16,6 +16,9 @@ pub const MESHED: &str = "shop";
 pub const PLAIN: &str = "plain";
 /// The version that Debian's plugins (1.1.1) support besides older ones.
 pub const VERSION: &str = "1.0.0";
+/// A plugin for versions that Debian's don't support: its ADD gives the `result` of its configuration, and it does
+/// nothing else. It is the lab's program by another name.
+pub const PREPARED: &str = "prepared";
 /// Nobody answers names there: they must come from the mesh.
 pub const RESOLVER: &str = "10.244.0.1";
 
@@ -41,6 +44,7 @@ impl Networks {
             link(&path, &bin_dir.join(plugin))?;
         }
         link(&lab.programs.path("ursa-cni"), &bin_dir.join("ursa-cni"))?;
+        link(&lab.programs.path("lab-app"), &bin_dir.join(PREPARED))?;
         Ok(Self { conf_dir, bin_dir, run_dir: run_dir.to_owned() })
     }
 
