@@ -104,6 +104,8 @@ pub struct Wish {
 pub struct Installed {
     /// The file that holds the plugin's entry.
     pub path: PathBuf,
+    /// The network's file, which may be another one.
+    pub base: PathBuf,
     /// Whether the configuration was changed.
     pub changed: bool,
     /// Whether the program was.
@@ -136,7 +138,8 @@ pub fn install(wish: &Wish) -> Result<Installed, InstallError> {
         };
         if place::apply(&now)? {
             let changed = !matches!(now.change, Change::Nothing);
-            return Ok(Installed { path: now.path, changed, program_changed, warnings: now.warnings });
+            let warnings = now.warnings;
+            return Ok(Installed { path: now.path, base: now.base, changed, program_changed, warnings });
         }
     }
     Err(InstallError::Unusable {

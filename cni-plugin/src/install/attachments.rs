@@ -1,5 +1,6 @@
 //! Who still needs the plugin.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -21,12 +22,25 @@ pub(super) struct Attachments {
     pub(super) cached: Vec<String>,
     /// Containers whose sidecar the agent keeps.
     pub(super) sidecars: Vec<String>,
+    /// Every container that the runtime keeps, ours or not.
+    pub(super) alive: BTreeSet<String>,
 }
 
 impl Attachments {
     /// What the runtime's cache and the agent know. No agent means no sidecars: it would have kept them.
     pub(super) fn read(cache_dir: &Path, run_dir: &Path, own_type: &str) -> Self {
-        Self { cached: cached(cache_dir, own_type), sidecars: sidecars(run_dir) }
+        let caches = caches(cache_dir);
+        let ours =
+            caches.iter().filter(|(_, list)| Conflist::parse(list).is_ok_and(|list| list.has(own_type)));
+        Self {
+            cached: ours
+                .map(|(container, _)| container.clone())
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
+            sidecars: sidecars(run_dir),
+            alive: caches.into_iter().map(|(container, _)| container).collect(),
+        }
     }
 
     /// Whether nobody is left.
@@ -36,21 +50,33 @@ impl Attachments {
 }
 
 /// As libcni keeps them: a file for each attachment, with the whole list as it was at ADD.
-fn cached(cache_dir: &Path, own_type: &str) -> Vec<String> {
+fn caches(cache_dir: &Path) -> Vec<(String, String)> {
     let Ok(entries) = fs::read_dir(cache_dir.join("results")) else { return Vec::new() };
-    let mut found: Vec<_> = entries
-        .flatten()
-        .filter_map(|entry| {
-            let cache: Value = serde_json::from_slice(&fs::read(entry.path()).ok()?).ok()?;
-            let config = STANDARD.decode(cache.get("config")?.as_str()?).ok()?;
-            let list = String::from_utf8(config).ok()?;
-            let container = cache.get("containerId").and_then(Value::as_str).unwrap_or("?");
-            Conflist::parse(&list).ok()?.has(own_type).then(|| container.to_owned())
-        })
+    let read = |path: &Path| {
+        let cache: Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        let config = STANDARD.decode(cache.get("config")?.as_str()?).ok()?;
+        Some((cache.get("containerId")?.as_str()?.to_owned(), String::from_utf8(config).ok()?))
+    };
+    entries.flatten().filter_map(|entry| read(&entry.path())).collect()
+}
+
+/// Tells the agent which containers have gone: once its entry is out of the list, containerd no longer calls the
+/// plugin for them. Those that nobody has seen alive may be about to start, and stay.
+pub(super) fn tell_gone(run_dir: &Path, now: &Attachments, seen: &BTreeSet<String>) {
+    let is_gone = |container: &&String| seen.contains(*container) && !now.alive.contains(*container);
+    if !now.sidecars.iter().any(|container| is_gone(&container)) {
+        return;
+    }
+    let valid: Vec<_> = now
+        .sidecars
+        .iter()
+        .filter(|c| !is_gone(c))
+        .map(|c| json!({"containerID": c, "ifname": "eth0"}))
         .collect();
-    found.sort();
-    found.dedup();
-    found
+    let request = json!({"cmd": "cni-gc", "valid_attachments": valid});
+    if let Err(error) = agent::ask(run_dir, &request, Duration::ZERO, PATIENCE) {
+        eprintln!("ursa-cni: the agent can't be told which pods have ended: {error}");
+    }
 }
 
 fn sidecars(run_dir: &Path) -> Vec<String> {
@@ -83,6 +109,7 @@ mod tests {
         write("a", r#"{"name":"pods","plugins":[{"type":"bridge"}]}"#);
         fs::write(results.join("torn"), "{").unwrap();
         let found = Attachments::read(dir.path(), dir.path(), "ursa-cni");
-        assert_eq!(found, Attachments { cached: vec!["b".to_owned()], sidecars: Vec::new() });
+        assert_eq!((found.cached, found.sidecars.len()), (vec!["b".to_owned()], 0));
+        assert_eq!(found.alive, ["a".to_owned(), "b".to_owned()].into());
     }
 }

@@ -36,6 +36,8 @@ pub(super) struct Plan {
     /// The file that will hold the entry.
     pub(super) path: PathBuf,
     pub(super) change: Change,
+    /// The network's file.
+    pub(super) base: PathBuf,
     /// The same file's former places of the entry: lists to clean, drop-ins to remove.
     drop_in_to_remove: Option<PathBuf>,
     list_to_clean: Option<(PathBuf, String)>,
@@ -44,7 +46,14 @@ pub(super) struct Plan {
 
 impl Plan {
     fn new(path: PathBuf, change: Change) -> Self {
-        Self { path, change, drop_in_to_remove: None, list_to_clean: None, warnings: Vec::new() }
+        Self {
+            base: path.clone(),
+            path,
+            change,
+            drop_in_to_remove: None,
+            list_to_clean: None,
+            warnings: Vec::new(),
+        }
     }
 }
 
@@ -63,6 +72,7 @@ pub(super) fn plan(wish: &Wish) -> Result<Plan, InstallError> {
         Kind::List => list(wish, &path, text)?,
         Kind::Single => single(wish, &path, text)?,
     };
+    plan.base = path;
     for (name, why) in directory.broken().filter(|(name, _)| *name < base.name.as_str()) {
         plan.warnings.push(format!(
             "{} stands before {} and is invalid: {why}; containerd stops at it",

@@ -1,5 +1,6 @@
 //! Out again: configuration, then the pods that still need the program, then the program.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use std::os::fd::AsFd as _;
 
-use super::attachments::Attachments;
+use super::attachments::{self, Attachments};
 use super::conflist::Conflist;
 use super::directory::{Directory, Kind};
 use super::error::{InstallError, io};
@@ -30,6 +31,8 @@ pub struct Left {
 
 /// How long between two looks at the agent's sidecars.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// More than a runtime takes to read a changed directory and to get through a list that it has begun.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// Removes everything; what is gone already doesn't matter. `told` hears what is waited for.
 pub fn uninstall(layout: &Layout, drain: Duration, mut told: impl FnMut(&str)) -> Result<Left, InstallError> {
@@ -42,7 +45,7 @@ pub fn uninstall(layout: &Layout, drain: Duration, mut told: impl FnMut(&str)) -
         file::clean(&layout.net_dir)?;
         remove_configuration(&layout.net_dir, &mut left.done)?;
     }
-    let attachments = wait(layout, drain, &mut told);
+    let attachments = wait(layout, drain, !left.done.is_empty(), &mut told);
     if layout.bin_dir.is_dir() {
         // Of the configuration's directory, as `install` takes it; there may be none any more.
         let _lock = layout.net_dir.is_dir().then(|| Lock::hold(&layout.net_dir)).transpose()?;
@@ -80,16 +83,21 @@ pub fn uninstall_and_stay(layout: &Layout, mut told: impl FnMut(&Left)) -> Resul
     }
 }
 
-/// Waits until nobody needs the plugin, or the time is over.
-fn wait(layout: &Layout, patience: Duration, told: &mut impl FnMut(&str)) -> Attachments {
+/// Waits until nobody needs the plugin, or the time is over. A runtime that has read the list a moment ago may
+/// still be about to call the program: `settle` says that there was one.
+fn wait(layout: &Layout, patience: Duration, settle: bool, told: &mut impl FnMut(&str)) -> Attachments {
     let start = Instant::now();
+    let settled = if settle { SETTLED.min(patience) } else { Duration::ZERO };
     let mut before = Attachments::default();
+    let mut seen = BTreeSet::new();
     loop {
         let now = Attachments::read(&layout.cache_dir, &layout.run_dir, plugin::TYPE);
-        if now.is_empty() || start.elapsed() >= patience {
+        if (now.is_empty() && start.elapsed() >= settled) || start.elapsed() >= patience {
             return now;
         }
-        if now != before {
+        attachments::tell_gone(&layout.run_dir, &now, &seen);
+        seen.extend(now.alive.iter().cloned());
+        if !now.is_empty() && (&now.cached, &now.sidecars) != (&before.cached, &before.sidecars) {
             told(&format!(
                 "waiting until {} pods that started with ursa-cni have ended ({} with a sidecar), at most {} s",
                 now.cached.len().max(now.sidecars.len()),
@@ -120,6 +128,12 @@ fn remove_configuration(dir: &Path, done: &mut Vec<String>) -> Result<(), Instal
     for conf in &directory.files {
         let path = dir.join(&conf.name);
         let Ok(text) = &conf.text else { continue };
+        if let Some(why) = conf.problem().filter(|_| text.contains(plugin::TYPE)) {
+            done.push(format!(
+                "left {} as it is, though it names ursa-cni: {why}; take it out by hand",
+                path.display()
+            ));
+        }
         if !conf.types().iter().any(|kind| kind == plugin::TYPE) {
             continue;
         }

@@ -87,7 +87,8 @@ pub fn status(layout: &Layout) -> Result<Status, InstallError> {
     }
     program(layout, &mut status);
     status.watched = layout.bin_dir.is_dir() && Lock::try_hold(&layout.bin_dir)?.is_none();
-    if let Ok(text) = fs::read_to_string(watch::state_file(&layout.run_dir))
+    if status.watched
+        && let Ok(text) = fs::read_to_string(watch::state_file(&layout.run_dir))
         && let Ok(state) = serde_json::from_str::<Value>(&text)
         && let Some(fight) = state.get("fight").and_then(Value::as_str)
     {

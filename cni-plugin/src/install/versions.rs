@@ -5,14 +5,16 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
 /// How long a program may take to say what it is.
 const PATIENCE: Duration = Duration::from_secs(10);
-const STEP: Duration = Duration::from_millis(5);
+/// More than any answer takes, in bytes.
+const LONGEST: u64 = 1 << 20;
 /// The first containerd whose libcni (1.3) reads `<directory>/<network>/*.conf`.
 const CONTAINERD_WITH_DROP_INS: (u32, u32) = (2, 2);
 
@@ -37,20 +39,21 @@ fn answer(
         // It may answer without reading.
         let _ = stdin.write_all(input.as_bytes());
     }
-    let start = Instant::now();
-    // The pipe holds more than any such answer.
-    while child.try_wait().map_err(|error| error.to_string())?.is_none() {
-        if start.elapsed() > PATIENCE {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(format!("it didn't answer within {} s", PATIENCE.as_secs()));
-        }
-        thread::sleep(STEP);
+    let output = child.stdout.take().ok_or("it has no output")?;
+    let (tell, told) = mpsc::channel();
+    // In a thread of its own, for a program that doesn't end, or leaves its output to one that doesn't.
+    thread::spawn(move || {
+        let mut text = String::new();
+        let read = output.take(LONGEST).read_to_string(&mut text).map(|_| text);
+        let _ = tell.send(read);
+    });
+    let text = told.recv_timeout(PATIENCE);
+    let _ = child.kill();
+    let _ = child.wait();
+    match text {
+        Ok(text) => text.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("it didn't answer within {} s", PATIENCE.as_secs())),
     }
-    let mut text = String::new();
-    let mut output = child.stdout.take().ok_or("it has no output")?;
-    output.read_to_string(&mut text).map_err(|error| error.to_string())?;
-    Ok(text)
 }
 
 /// The versions that a plugin says it supports.

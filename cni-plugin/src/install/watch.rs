@@ -15,7 +15,7 @@ use serde_json::json;
 use super::error::{InstallError, io};
 use super::file::{self, Lock};
 use super::place::{self, Change};
-use super::{Wish, directory, install, read_directory, stub};
+use super::{Wish, install, read_directory, stub};
 
 /// At most so many repairs …
 const REPAIRS: usize = 3;
@@ -133,6 +133,7 @@ pub fn watch(wish: &Wish, ready_file: Option<&Path>) -> Result<(), InstallError>
         pace: Pace::default(),
         lock: None,
         last: None,
+        base: PathBuf::new(),
         torn: None,
     };
     watch.ready(false)?;
@@ -162,7 +163,9 @@ struct Watch<'a> {
     lock: Option<Lock>,
     /// Where the entry was put.
     last: Option<PathBuf>,
-    /// Since when that file has been invalid.
+    /// The network's file.
+    base: PathBuf,
+    /// Since when one of the two has been invalid.
     torn: Option<Instant>,
 }
 
@@ -205,7 +208,7 @@ impl Watch<'_> {
                 for warning in &installed.warnings {
                     eprintln!("ursa-cni: {warning}");
                 }
-                self.last = Some(installed.path);
+                (self.last, self.base) = (Some(installed.path), installed.base);
                 // At once on to the lock.
                 Ok(Duration::ZERO)
             }
@@ -225,10 +228,10 @@ impl Watch<'_> {
     }
 
     fn is_being_written(&mut self) -> bool {
-        let torn = self.last.as_deref().is_some_and(|path| {
+        let directory = read_directory(&self.wish.layout.net_dir).unwrap_or_default();
+        let torn = [self.last.as_deref(), Some(&*self.base)].into_iter().flatten().any(|path| {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let directory = read_directory(&self.wish.layout.net_dir).unwrap_or_default();
-            directory.named(name).is_some_and(|file: &directory::ConfFile| file.problem().is_some())
+            directory.named(name).is_some_and(|file| file.problem().is_some())
         });
         if !torn {
             self.torn = None;
@@ -254,7 +257,7 @@ impl Watch<'_> {
             Change::Convert { .. } => false,
             Change::Own { .. } => plan.path.is_file(),
         };
-        self.last = Some(plan.path.clone());
+        (self.last, self.base) = (Some(plan.path.clone()), plan.base.clone());
         Ok((!there).then(|| format!("{} no longer holds ursa-cni", plan.path.display())))
     }
 
@@ -278,7 +281,7 @@ impl Watch<'_> {
             Ok(installed) => {
                 self.pace.note(now);
                 self.voice.say(format!("repaired: {why}"));
-                self.last = Some(installed.path);
+                (self.last, self.base) = (Some(installed.path), installed.base);
                 self.content()?;
                 Ok(LOOK)
             }

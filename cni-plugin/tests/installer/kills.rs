@@ -96,7 +96,7 @@ fn a_single_plugin_is_converted_whole_or_not_at_all() {
         node.install(&[]).ok();
         node
     };
-    kill_everywhere(&["uninstall"], installed, |node| {
+    kill_everywhere(&["uninstall", "--drain-timeout", "0"], installed, |node| {
         node.serves();
         node.uninstall().ok();
         assert_eq!(node.chain(), ["flannel"]);

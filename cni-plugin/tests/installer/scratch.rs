@@ -105,8 +105,7 @@ impl Node {
     /// The installer, with these arguments.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ursa-cni"));
-        let (verb, rest) = arguments.split_first().unwrap();
-        command.arg(verb).arg("--root").arg(self.root()).args(rest);
+        command.args(arguments).arg("--root").arg(self.root());
         command
     }
 

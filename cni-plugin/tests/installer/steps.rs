@@ -1,12 +1,16 @@
 //! Installing, upgrading and removing, step by step.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use rstest::rstest;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::scratch::{BASE, CONFLIST, Node, fake};
 
@@ -175,7 +179,7 @@ fn uninstall_ends_when_the_last_pod_does() {
     let attached = node.attach("c1");
     let mut child =
         node.command(&["uninstall", "--drain-timeout", "60"]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.next().unwrap().unwrap().contains("waiting until 1 pods"));
     assert_eq!(node.chain(), ["bridge", "portmap"]);
     node.serves();
@@ -184,12 +188,53 @@ fn uninstall_ends_when_the_last_pod_does() {
     assert!(!node.program().exists());
 }
 
+/// containerd calls no plugin that has left the list, so the agent would keep the sidecar.
+#[test]
+fn the_agent_hears_of_pods_that_ended_without_the_plugin() {
+    let node = Node::with(CONFLIST, BASE);
+    node.install(&[]).ok();
+    let attached = node.attach("c1");
+    let agent = UnixListener::bind(node.root().join("run/ursa/agent.sock")).unwrap();
+    let (tell, asked) = mpsc::channel();
+    thread::spawn(move || {
+        let mut sidecars = vec!["c1".to_owned(), "starting".to_owned()];
+        for stream in agent.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            let request: Value = serde_json::from_str(&line).unwrap();
+            if request["cmd"] == "cni-gc" {
+                let valid = request["valid_attachments"].as_array().unwrap();
+                sidecars.retain(|c| valid.iter().any(|v| v["containerID"] == c.as_str()));
+                let _ = tell.send(sidecars.clone());
+            }
+            let workloads: Vec<_> =
+                sidecars.iter().map(|c| json!({"origin": format!("CNI container {c}")})).collect();
+            writeln!(stream, "{}", json!({"ok": true, "status": {"workloads": workloads}})).unwrap();
+        }
+    });
+    let mut child =
+        node.command(&["uninstall", "--drain-timeout", "5"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("(2 with a sidecar)"));
+    fs::remove_file(attached).unwrap();
+    let left = asked.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert_eq!(left, ["starting"], "one that nobody has seen alive may be about to start");
+    let said: Vec<_> = lines.map_while(Result::ok).collect();
+    assert!(
+        said.iter().any(|line| line.contains("keep their sidecar") && line.contains("starting")),
+        "{said:?}"
+    );
+    assert!(child.wait().unwrap().success());
+    node.run(&["node", "remove"]).refused(&["starting", "--force"]);
+}
+
 #[test]
 fn an_upgrade_leaves_no_gap() {
     let node = Node::with(CONFLIST, BASE);
     node.install(&[]).ok();
     let stop = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let watcher = scope.spawn(|| {
             let mut looks = 0;
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
