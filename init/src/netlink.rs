@@ -43,6 +43,11 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
+    /// With room for so many bytes.
+    pub(crate) fn with_capacity(bytes: usize) -> Self {
+        Self { bytes: Vec::with_capacity(bytes), messages: 0 }
+    }
+
     /// Appends a message; `body` is its fixed part. Its sequence number is its position in the datagram.
     pub(crate) fn message(
         &mut self,
@@ -80,9 +85,12 @@ impl Attributes<'_> {
     }
 
     pub(crate) fn text(&mut self, kind: u16, value: &str) {
-        let mut bytes = value.as_bytes().to_vec();
-        bytes.push(0);
-        self.bytes(kind, &bytes);
+        let len: u16 = length(4 + value.len() + 1);
+        self.0.extend_from_slice(&len.to_ne_bytes());
+        self.0.extend_from_slice(&kind.to_ne_bytes());
+        self.0.extend_from_slice(value.as_bytes());
+        self.0.push(0);
+        self.0.resize(align(self.0.len()), 0);
     }
 
     pub(crate) fn be32(&mut self, kind: u16, value: u32) {

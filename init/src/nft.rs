@@ -37,6 +37,8 @@ const NFPROTO_UNSPEC: u8 = 0;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
+/// Room for the batch of a usual plan, which has some 14 kB.
+const BATCH: usize = 1 << 15;
 const NFNL_BATCH_GENID: u16 = 1;
 
 const NEWTABLE: u16 = 0;
@@ -237,7 +239,8 @@ impl Kernel {
         let found = answer.messages.iter().filter_map(|m| {
             let family = TableFamily::from_number(*m.payload.first()?)?;
             let object = m.payload.get(4..)?;
-            let ours = attribute(object, 1).map(text).as_deref() == Some(self.table);
+            let name = attribute(object, 1).and_then(|name| name.split(|byte| *byte == 0).next());
+            let ours = name == Some(self.table.as_bytes());
             ours.then(|| decode(family, object))?
         });
         Ok(Some(found.collect()))
@@ -296,7 +299,7 @@ impl Kernel {
 
 /// Everything in one datagram; the last message that does something asks for the kernel's word.
 fn batch(table: &str, generation: u32, found: Option<&Ruleset>, wanted: Option<&Ruleset>) -> Writer {
-    let mut batch = Writer::default();
+    let mut batch = Writer::with_capacity(BATCH);
     let subsystem = nfgen(NFPROTO_UNSPEC, NFNL_SUBSYS_NFTABLES);
     let messages = |set: &Ruleset| set.tables.len() + set.chains.len() + set.rules.len();
     let mut left = found.map_or(0, |set| set.tables.len()) + wanted.map_or(0, messages);

@@ -152,20 +152,20 @@ impl Ruleset {
 
     /// Whether both hold the same chains and the same rules in the same order; counters don't matter.
     pub fn same_as(&self, other: &Self) -> bool {
-        let sorted = |set: &Self| {
-            let mut chains = set.chains.clone();
-            chains.sort_by(|a, b| (a.family, &a.name).cmp(&(b.family, &b.name)));
+        fn sorted(set: &Ruleset) -> Vec<&ChainDef> {
+            let mut chains: Vec<_> = set.chains.iter().collect();
+            chains.sort_by_key(|chain| (chain.family, &chain.name));
             chains
-        };
-        let by_chain = |set: &Self| {
-            let mut map: BTreeMap<_, Vec<(Vec<Expr>, String)>> = BTreeMap::new();
-            for rule in &set.rules {
-                let rules = map.entry((rule.family, rule.chain.clone())).or_default();
-                rules.push((rule.exprs.clone(), rule.comment.clone()));
-            }
-            map
-        };
-        self.tables == other.tables && sorted(self) == sorted(other) && by_chain(self) == by_chain(other)
+        }
+        // Stable, so that the order within a chain stays.
+        fn by_chain(set: &Ruleset) -> impl Iterator<Item = (TableFamily, &str, &[Expr], &str)> {
+            let mut rules: Vec<_> = set.rules.iter().collect();
+            rules.sort_by_key(|rule| (rule.family, &rule.chain));
+            rules
+                .into_iter()
+                .map(|rule| (rule.family, rule.chain.as_str(), rule.exprs.as_slice(), rule.comment.as_str()))
+        }
+        self.tables == other.tables && sorted(self) == sorted(other) && by_chain(self).eq(by_chain(other))
     }
 }
 
