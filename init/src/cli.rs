@@ -3,12 +3,14 @@
 //! * `fields`, `layers`, `options`: from files, annotations, variables and flags to one redirect.
 //! * `kumactl`: the same from kumactl's arguments.
 //! * `place`: where to work.
+//! * `watch`: a command of its own.
 
 mod fields;
 mod kumactl;
 mod layers;
 mod options;
 mod place;
+mod watch;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -136,6 +138,15 @@ enum Command {
         #[arg(long)]
         print_config: bool,
     },
+    /// Keep the redirect in place: put back what others change, within milliseconds
+    Watch {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        options: Options,
+        #[command(flatten)]
+        watch: watch::Arguments,
+    },
     /// Print a shell's completion script
     Completion {
         /// The shell
@@ -221,6 +232,7 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
                 apply(&mut out, &place, resolved.intent, backend)?;
             }
         }
+        Command::Watch { place, options, watch } => watch::run(&place, &options, &watch)?,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "ursa-init", &mut out);
         }

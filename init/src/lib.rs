@@ -6,6 +6,8 @@
 //! * [`iptables`]: the iptables backend, for what can't have nf_tables.
 //! * [`backend`]: which of both serves a namespace.
 //! * [`routes`]: mesh addresses routed to `lo`, so that they never leave, with or without rules.
+//! * [`watch`]: keeping it in place.
+//! * [`ssh`]: the operator's way in, which is left alone.
 //! * [`netns`]: running all that in another network namespace.
 //!
 //! ```no_run
@@ -31,6 +33,7 @@ pub mod plan;
 pub mod routes;
 pub mod ssh;
 pub mod users;
+pub mod watch;
 pub mod yaml;
 
 pub use backend::Backend;

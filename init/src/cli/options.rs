@@ -119,6 +119,11 @@ impl FromArgMatches for Options {
 }
 
 impl Options {
+    /// Whether a document comes from standard input, which can be read only once.
+    pub(super) fn reads_stdin(&self) -> bool {
+        self.configs.iter().any(|path| path.as_os_str() == "-")
+    }
+
     /// The redirect, and where each of its fields comes from.
     pub(super) fn resolve(&self) -> anyhow::Result<(RedirectIntent, Layers)> {
         let mut layers = Layers::default();

@@ -7,3 +7,4 @@ mod lab;
 mod render;
 mod sources;
 mod tool;
+mod watch;

@@ -1,0 +1,90 @@
+//! What the agent and the operator can read about a watched redirect.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::Process;
+
+/// How it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum State {
+    /// The rules are as they should be.
+    InPlace,
+    /// Another program keeps changing them; they are repaired with pauses.
+    Fighting,
+    /// They differ and can't be repaired.
+    Failing,
+    /// Nobody watches any more; what was in place is left there.
+    Stopped,
+}
+
+/// The state and how it came about.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// How it stands.
+    pub state: State,
+    /// Who watches.
+    pub pid: u32,
+    /// Since when, in seconds since 1970.
+    pub started: u64,
+    /// How often something was put back.
+    pub repairs: u64,
+    /// The last time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_repair: Option<Repair>,
+    /// What the operator should know; empty when all is well.
+    pub message: String,
+}
+
+/// Something was put back.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Repair {
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// From noticing to being in place again.
+    pub microseconds: u64,
+    /// Who had changed it, if the kernel said so.
+    pub by: Option<Process>,
+    /// The first differences: `-` lines were there, `+` lines were missing.
+    pub differences: Vec<String>,
+}
+
+impl Status {
+    pub(super) fn new() -> Self {
+        Self {
+            state: State::InPlace,
+            pid: std::process::id(),
+            started: now(),
+            repairs: 0,
+            last_repair: None,
+            message: String::new(),
+        }
+    }
+
+    pub(super) fn repaired(&mut self, took: Duration, by: Option<Process>, differences: Vec<String>) {
+        self.repairs += 1;
+        self.message.clear();
+        let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.last_repair = Some(Repair { at: now(), microseconds, by, differences });
+    }
+
+    /// Replaces the file as a whole: a reader never sees a half.
+    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let new = path.with_extension("new");
+        std::fs::write(&new, serde_json::to_vec_pretty(self)?)?;
+        std::fs::rename(&new, path)
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

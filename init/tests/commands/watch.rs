@@ -1,0 +1,190 @@
+//! Rules come back, whoever takes them away.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use ursa_init::nft;
+
+use crate::lab::{APP, Namespace, PATIENCE};
+use crate::tool::{init_in, inside, ok};
+
+/// The redirect must be back within this time: the promise.
+const BACK: Duration = Duration::from_secs(1);
+
+struct Watcher {
+    child: Child,
+    lines: Receiver<String>,
+    folder: tempfile::TempDir,
+}
+
+impl Watcher {
+    /// Started, and the redirect in place.
+    fn start(ns: &Namespace, document: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("redirect.yaml"), document).unwrap();
+        let manager = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+        manager.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut child = init_in(ns, &["watch"])
+            .arg("--config")
+            .arg(folder.path().join("redirect.yaml"))
+            .arg("--status")
+            .arg(folder.path().join("status.json"))
+            .env("NOTIFY_SOCKET", folder.path().join("notify"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (tell, lines) = channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        let mut told = [0; 256];
+        let length = manager.recv(&mut told).expect("READY within the deadline");
+        assert!(told[..length].starts_with(b"READY=1\n"));
+        Self { child, lines, folder }
+    }
+
+    fn status(&self) -> Value {
+        serde_json::from_slice(&std::fs::read(self.folder.path().join("status.json")).unwrap()).unwrap()
+    }
+
+    fn config(&self) -> PathBuf {
+        self.folder.path().join("redirect.yaml")
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// Waits for a message that holds the words.
+    fn says(&self, words: &str) -> String {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left).unwrap_or_else(|_| panic!("never said `{words}`"));
+            if line.contains(words) {
+                return line;
+            }
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How long it takes until nothing differs any more.
+fn until_back(ns: &Namespace, config: &PathBuf) -> Duration {
+    let start = Instant::now();
+    let intent: ursa_init::RedirectIntent =
+        ursa_init::yaml::from_str(&std::fs::read_to_string(config).unwrap()).unwrap();
+    let plan = ursa_init::Plan::compile(&intent).unwrap();
+    ns.run(|| {
+        while start.elapsed() < PATIENCE {
+            if ursa_init::diff(&plan).is_ok_and(|differences| differences.is_empty()) {
+                return start.elapsed();
+            }
+        }
+        panic!("the redirect never came back: {:?}", ursa_init::diff(&plan));
+    })
+}
+
+#[test]
+fn rules_come_back_within_a_second() {
+    let (web, _stranger) = Namespace::pair();
+    web.listen(&[15001]);
+    let watcher = Watcher::start(&web, "proxyUids: [5678]");
+    assert_eq!(web.tcp(APP, "10.77.0.2:80"), Ok(15001));
+    let mut worst = Duration::ZERO;
+    let mut gone = |what: &str, program: &str, args: &[&str], input: &str| {
+        let done = inside(&web, program, args, input);
+        assert_eq!(done.code, 0, "{what}: {}", done.err);
+        let back = until_back(&web, &watcher.config());
+        assert!(back < BACK, "{what}: back after {back:?}");
+        worst = worst.max(back);
+    };
+    gone("flush", "nft", &["flush", "ruleset"], "");
+    assert_eq!(web.tcp(APP, "10.77.0.2:80"), Ok(15001));
+    // As a firewall's reload does: everything away and its own rules in, in one transaction.
+    let reload = "flush ruleset\ntable inet firewalld { chain x { type filter hook input priority 10; }; }\n";
+    gone("reload", "nft", &["-f", "-"], reload);
+    gone("one rule", "nft", &["flush", "chain", "inet", "ursa", "output"], "");
+    gone("a foreign rule", "nft", &["insert", "rule", "inet", "ursa", "output", "return"], "");
+    gone("a route", "ip", &["route", "del", "local", "241.0.0.0/8", "dev", "lo", "table", "local"], "");
+    gone("an address", "ip", &["addr", "del", "::6/128", "dev", "lo"], "");
+    eprintln!("the redirect was back after {worst:?} at worst, from when the other program had ended");
+    assert!(inside(&web, "nft", &["list", "tables"], "").out.contains("firewalld"), "others' rules stay");
+    let last = watcher.status();
+    assert_eq!(last["state"], "inPlace");
+    assert!(last["repairs"].as_u64().unwrap() >= 5, "{last}");
+}
+
+#[test]
+fn who_changes_rules_is_named_and_a_fight_has_pauses() {
+    let web = Namespace::new();
+    let watcher = Watcher::start(&web, "proxyUids: [5678]");
+    let flush = || inside(&web, "nft", &["flush", "ruleset"], "");
+    flush();
+    let line = watcher.says("changed");
+    assert!(line.contains("nft (pid "), "{line}");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while watcher.status()["state"] != "fighting" {
+        assert!(Instant::now() < deadline, "{}", watcher.status());
+        until_back(&web, &watcher.config());
+        flush();
+    }
+    let status = watcher.status();
+    assert!(status["message"].as_str().unwrap().contains("nft (pid "), "{status}");
+    // The fight goes on, but no longer at full speed.
+    let (start, before) = (Instant::now(), status["repairs"].as_u64().unwrap());
+    while start.elapsed() < Duration::from_secs(2) {
+        flush();
+    }
+    let repairs = watcher.status()["repairs"].as_u64().unwrap() - before;
+    assert!(repairs <= 3, "{repairs} repairs in 2 s");
+}
+
+#[test]
+fn sighup_reads_again_and_sigterm_leaves_the_rules() {
+    let web = Namespace::new();
+    let mut watcher = Watcher::start(&web, "proxyUids: [5678]");
+    std::fs::write(watcher.config(), "proxyUids: [5678]\noutbound: {port: 15101}\n").unwrap();
+    watcher.signal(Signal::SIGHUP);
+    watcher.says("read again");
+    assert!(ok(&mut init_in(&web, &["show"])).contains("15101"));
+    // A mistake changes nothing.
+    let mut file = std::fs::OpenOptions::new().append(true).open(watcher.config()).unwrap();
+    file.write_all(b"outbond: {}\n").unwrap();
+    watcher.signal(Signal::SIGHUP);
+    assert!(watcher.says("isn't taken").contains("outbond"));
+    watcher.signal(Signal::SIGTERM);
+    assert!(watcher.child.wait().unwrap().success());
+    assert_eq!(watcher.status()["state"], "stopped");
+    assert!(web.run(nft::read_back).unwrap().is_some());
+    assert!(ok(&mut init_in(&web, &["show"])).contains("15101"));
+}
+
+#[test]
+fn what_cannot_be_repaired_is_said_and_repaired_when_it_can() {
+    let web = Namespace::new();
+    let watcher = Watcher::start(&web, "proxyUids: [5678]");
+    // Without any address on lo the kernel takes no local routes.
+    web.ip("addr flush dev lo");
+    assert!(watcher.says("can't be put back").contains("route local 241.0.0.0/8"));
+    assert_eq!(watcher.status()["state"], "failing");
+    web.ip("addr add 127.0.0.1/8 dev lo");
+    web.ip("addr add ::1/128 dev lo");
+    until_back(&web, &watcher.config());
+    let deadline = Instant::now() + PATIENCE;
+    while watcher.status()["state"] != "inPlace" {
+        assert!(Instant::now() < deadline, "{}", watcher.status());
+    }
+}
