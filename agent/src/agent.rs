@@ -1,5 +1,6 @@
 //! The agent: the workloads on this node, from join to drain.
 
+pub mod cni;
 pub mod config;
 pub mod control;
 pub mod identity;

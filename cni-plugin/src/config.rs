@@ -1,81 +1,157 @@
-//! The plugin's part of the conflist, and the decision whether a pod is meshed.
+//! The plugin's part of the conflist, and what the runtime puts into it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
 use ursa_init::RedirectIntent;
-use ursa_init::intent::Ports;
+use ursa_init::intent::kuma::from_annotations;
+use ursa_model::injection::{Injection, Pod, Rules};
+use ursa_model::labels::{self, Labels};
 
+use crate::json;
 use crate::spec::{Code, Environment, Failure, NEWEST, VERSIONS};
 
-/// The annotation or label that puts a pod into the mesh.
-pub(crate) const INJECTION: &str = "kuma.io/sidecar-injection";
-const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
-const EXCLUDE_INBOUND: &str = "traffic.kuma.io/exclude-inbound-ports";
-const EXCLUDE_OUTBOUND: &str = "traffic.kuma.io/exclude-outbound-ports";
+/// The runtime's capability that delivers a pod's annotations.
+pub(crate) const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 /// The group of every proxy, which the redirect exempts where the configuration names nobody: the agent gives each
 /// pod's proxy a user of its own.
 const PROXY_GID: u32 = 5678;
 
-/// What the runtime writes to standard input.
+/// What the runtime writes to standard input, apart from the previous result.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub(crate) struct NetConf {
-    #[serde(default)]
     cni_version: String,
-    /// The result of the plugin before us, never looked into beyond addresses, never changed.
-    pub(crate) prev_result: Option<Value>,
-    #[serde(default)]
-    runtime_config: BTreeMap<String, Value>,
-    /// Where the agent's socket is.
-    #[serde(default = "run_dir")]
+    /// The network's name: attachments are counted per network.
+    pub(crate) name: String,
+    /// What the operator wants of the runtime.
+    capabilities: BTreeMap<String, Value>,
+    runtime_config: RuntimeConfig,
+    /// Where the agent's socket is, and what is known of each container.
     pub(crate) run_dir: PathBuf,
+    /// Where the agent keeps what outlives it.
+    pub(crate) state_dir: PathBuf,
     /// Kubernetes namespaces whose pods are never meshed.
-    #[serde(default)]
     exclude_namespaces: Vec<String>,
     /// Annotations of every pod of this network; the pod's own win.
-    #[serde(default)]
-    annotations: BTreeMap<String, String>,
+    annotations: Labels,
     /// Labels of every pod of this network.
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-    /// The redirect; the pod's annotations add exclusions. Read only for meshed pods: a mistake in it must not
+    labels: Labels,
+    /// What a pod is about which nothing says anything.
+    pub(crate) default: Option<Silent>,
+    /// The redirect; the pod's annotations win. Read only for meshed pods: a mistake in it must not
     /// stop the others.
     redirect: Option<Value>,
+    /// For the agent, read only for meshed pods likewise.
+    workload: Option<Value>,
+    /// The attachments that exist, with GC.
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Vec<Attachment>>,
+    /// The same under the name that the specification's text had for a while.
+    #[serde(rename = "cni.dev/attachments")]
+    attachments: Option<Vec<Attachment>>,
 }
 
-fn run_dir() -> PathBuf {
-    PathBuf::from("/run/ursa")
+impl Default for NetConf {
+    fn default() -> Self {
+        Self {
+            cni_version: String::new(),
+            name: String::new(),
+            capabilities: BTreeMap::new(),
+            runtime_config: RuntimeConfig::default(),
+            run_dir: PathBuf::from("/run/ursa"),
+            state_dir: PathBuf::from("/var/lib/ursa/agent"),
+            exclude_namespaces: Vec::new(),
+            annotations: Labels::new(),
+            labels: Labels::new(),
+            default: None,
+            redirect: None,
+            workload: None,
+            valid_attachments: None,
+            attachments: None,
+        }
+    }
 }
 
-/// The configuration, and the whole document for the agent.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RuntimeConfig {
+    /// `null` is a pod without annotations; a runtime that delivers none doesn't write the key.
+    #[serde(rename = "io.kubernetes.cri.pod-annotations", deserialize_with = "delivered")]
+    annotations: Option<Labels>,
+}
+
+fn delivered<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Labels>, D::Error> {
+    Option::<Labels>::deserialize(from).map(|words| Some(words.unwrap_or_default()))
+}
+
+/// What a pod is that says nothing, in a namespace of which nothing is known either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Silent {
+    /// Meshed.
+    Enabled,
+    /// Left alone.
+    Disabled,
+    /// Whatever the agent says; without it, the pod waits.
+    Ask,
+}
+
+/// One of `cni.dev/valid-attachments`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attachment {
+    #[serde(rename = "containerID")]
+    pub(crate) container_id: String,
+    #[serde(default)]
+    pub(crate) ifname: String,
+}
+
+/// What the operator says of the workloads of this network, as far as the decision needs it; the agent reads more.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Workload {
+    name: Option<String>,
+    mesh: Option<String>,
+    labels: Labels,
+}
+
+/// The configuration, and the result of the plugin before us.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) conf: NetConf,
-    /// The document without what only concerns the runtime.
-    pub(crate) document: Value,
+    /// As it was written, so that it goes on untouched.
+    previous: Option<String>,
 }
 
 /// The version that a document asks for, for errors about the document itself.
 pub(crate) fn version_of(text: &str) -> String {
-    let version = serde_json::from_str::<Value>(text).ok();
-    let version = version.as_ref().and_then(|d| d.get("cniVersion")).and_then(Value::as_str);
-    version.filter(|v| !v.is_empty()).unwrap_or(NEWEST).to_owned()
+    let version = json::member(text, "cniVersion").and_then(|raw| serde_json::from_str::<String>(raw).ok());
+    version.filter(|version| !version.is_empty()).unwrap_or_else(|| NEWEST.to_owned())
 }
 
 impl Config {
-    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
-        let mut document: Value = serde_json::from_str(text).map_err(|e| {
+    /// Whether the document is JSON at all.
+    pub(crate) fn check_syntax(text: &str) -> Result<(), Failure> {
+        serde_json::from_str::<serde::de::IgnoredAny>(text).map(drop).map_err(|e| {
             Failure::new(
                 Code::Decode,
                 "the network configuration on standard input is no JSON",
                 e.to_string(),
             )
-        })?;
-        let conf: NetConf = serde_json::from_value(document.clone()).map_err(|e| {
-            Failure::new(Code::InvalidConfig, "the configuration of ursa-cni is invalid", e.to_string())
+        })
+    }
+
+    /// Reads the document.
+    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
+        Self::check_syntax(text)?;
+        let conf: NetConf = serde_json::from_str(text).map_err(|e| {
+            Failure::new(
+                Code::InvalidConfig,
+                "the configuration of ursa-cni is invalid",
+                format!("{e}; `ursa-cni --help` shows every key"),
+            )
         })?;
         if !VERSIONS.contains(&conf.cni_version.as_str()) {
             let message = format!("incompatible CNI version `{}`", conf.cni_version);
@@ -85,37 +161,117 @@ impl Config {
                 format!("supported: {}", VERSIONS.join(", ")),
             ));
         }
-        if let Some(document) = document.as_object_mut() {
-            document.remove("prevResult");
-            document.remove("runtimeConfig");
+        let previous = json::member(text, "prevResult").filter(|raw| *raw != "null").map(str::to_owned);
+        Ok(Self { conf, previous })
+    }
+
+    /// Reads what can be read: for a pod that goes, whatever became of the configuration.
+    pub(crate) fn for_departure(text: &str) -> Self {
+        Self::parse(text).unwrap_or_else(|failure| {
+            eprintln!("ursa-cni: {failure}; going on without it");
+            let path = |name: &str| {
+                let raw = json::member(text, name)?;
+                serde_json::from_str::<PathBuf>(raw).ok()
+            };
+            let mut conf = NetConf::default();
+            conf.run_dir = path("runDir").unwrap_or(conf.run_dir);
+            conf.state_dir = path("stateDir").unwrap_or(conf.state_dir);
+            Self { conf, previous: None }
+        })
+    }
+
+    /// The previous result as it was written; this plugin only makes sense after one that gave the pod its addresses.
+    pub(crate) fn previous(&self) -> Result<&str, Failure> {
+        self.previous.as_deref().filter(|raw| raw.starts_with('{')).ok_or_else(|| {
+            let hint =
+                "ursa-cni must come after the plugin that creates the interface (bridge, Calico, Cilium, …)";
+            Failure::new(Code::InvalidConfig, "there is no prevResult", hint)
+        })
+    }
+
+    /// The pod's addresses, without prefix lengths.
+    pub(crate) fn addresses(&self) -> Result<Vec<String>, Failure> {
+        #[derive(Deserialize)]
+        struct Ip {
+            address: String,
         }
-        Ok(Self { conf, document })
+        #[derive(Deserialize)]
+        struct Previous {
+            #[serde(default)]
+            ips: Vec<Ip>,
+        }
+        let previous: Previous = serde_json::from_str(self.previous()?).map_err(|e| {
+            Failure::new(Code::InvalidConfig, "`ips` in prevResult can't be read", e.to_string())
+        })?;
+        let texts = previous.ips.into_iter().map(|ip| ip.address);
+        Ok(texts.map(|t| t.split('/').next().unwrap_or(&t).to_owned()).collect())
     }
 }
 
 impl NetConf {
-    /// Whether the pod is meshed: never in an excluded namespace, else as the annotation says, else the label.
-    pub(crate) fn is_meshed(&self, environment: &Environment) -> bool {
-        if environment.pod_namespace().is_some_and(|ns| self.exclude_namespaces.iter().any(|e| e == ns)) {
-            return false;
+    /// The pod as far as the call describes it.
+    pub(crate) fn pod<'a>(&'a self, environment: &'a Environment, nothing: &'a Labels) -> Pod<'a> {
+        Pod {
+            name: environment.argument("K8S_POD_NAME"),
+            namespace: environment.argument("K8S_POD_NAMESPACE"),
+            annotations: self.delivered_annotations(nothing),
+            ..Pod::default()
         }
-        let annotations = self.pod_annotations();
-        let decided = annotations.get(INJECTION).or_else(|| self.labels.get(INJECTION));
-        decided.is_some_and(|value| matches!(value.as_str(), "enabled" | "true"))
+    }
+
+    /// The pod's annotations. `None` when the operator wants them and the runtime doesn't deliver them: then nobody
+    /// knows what they say. A network that doesn't ask for them has pods without.
+    fn delivered_annotations<'a>(&'a self, nothing: &'a Labels) -> Option<&'a Labels> {
+        let wanted = self.capabilities.get(ANNOTATIONS) == Some(&Value::Bool(true));
+        self.runtime_config.annotations.as_ref().or((!wanted).then_some(nothing))
+    }
+
+    /// What the operator says, without the default.
+    pub(crate) fn rules<'a>(&'a self, workload: Option<&'a Workload>) -> Rules<'a> {
+        Rules {
+            exclude_namespaces: &self.exclude_namespaces,
+            annotations: Some(&self.annotations),
+            labels: Some(&self.labels),
+            default: match self.default {
+                Some(Silent::Enabled) => Some(Injection::Enabled),
+                Some(Silent::Disabled) => Some(Injection::Disabled),
+                Some(Silent::Ask) | None => None,
+            },
+            mesh: workload.and_then(|workload| workload.mesh.as_deref()),
+            workload: workload.and_then(|workload| workload.labels.get(labels::WORKLOAD)).map(String::as_str),
+            dataplane: workload.and_then(|workload| workload.name.as_deref()),
+        }
+    }
+
+    /// What the operator says of the network's workloads.
+    pub(crate) fn workload(&self) -> Result<Workload, Failure> {
+        let Some(given) = &self.workload else { return Ok(Workload::default()) };
+        Workload::deserialize(given).map_err(|e| {
+            Failure::new(
+                Code::InvalidConfig,
+                "`workload` in ursa-cni's configuration is invalid",
+                e.to_string(),
+            )
+        })
     }
 
     /// The network's annotations, overridden by the pod's.
-    pub(crate) fn pod_annotations(&self) -> BTreeMap<String, String> {
+    pub(crate) fn all_annotations(&self, of_pod: Option<&Labels>) -> Labels {
         let mut all = self.annotations.clone();
-        if let Some(Value::Object(pod)) = self.runtime_config.get(ANNOTATIONS) {
-            all.extend(pod.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))));
-        }
+        all.extend(of_pod.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
         all
     }
 
+    /// What the runtime delivered, for the agent; `null` when nobody knows.
+    pub(crate) fn annotations_for_agent(&self) -> Value {
+        let nothing = Labels::new();
+        self.delivered_annotations(&nothing)
+            .map_or(Value::Null, |words| json!(self.all_annotations(Some(words))))
+    }
+
     /// The pod's redirect.
-    pub(crate) fn intent(&self) -> Result<RedirectIntent, Failure> {
-        let given = self.redirect.clone().unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+    pub(crate) fn intent(&self, of_pod: Option<&Labels>) -> Result<RedirectIntent, Failure> {
+        let given = self.redirect.clone().unwrap_or_else(|| json!({}));
         let mut intent: RedirectIntent = serde_json::from_value(given).map_err(|e| {
             Failure::new(
                 Code::InvalidConfig,
@@ -126,85 +282,96 @@ impl NetConf {
         if intent.proxy_uids.is_empty() && intent.proxy_gids.is_empty() && intent.proxy_mark.is_none() {
             intent.proxy_gids.push(PROXY_GID);
         }
-        let annotations = self.pod_annotations();
-        let add = |name: &str, target: &mut Vec<Ports>| match annotations.get(name).map(|t| ports(t)) {
-            None => Ok(()),
-            Some(Ok(ports)) => {
-                target.extend(ports);
-                Ok(())
-            }
-            Some(Err(why)) => {
-                Err(Failure::new(Code::InvalidConfig, format!("the pod's annotation {name} is invalid"), why))
-            }
-        };
-        add(EXCLUDE_INBOUND, &mut intent.inbound.exclude_ports)?;
-        add(EXCLUDE_OUTBOUND, &mut intent.outbound.exclude_ports)?;
+        // A pod must not choose the user of a process that runs on the node: another's proxy could be its own.
+        let owners = (intent.proxy_uids.clone(), intent.proxy_gids.clone(), intent.proxy_mark);
+        intent = from_annotations(&intent, &self.all_annotations(of_pod)).map_err(|faults| {
+            let faults: Vec<_> =
+                faults.iter().map(|fault| format!("{} {}", fault.field, fault.message)).collect();
+            Failure::new(
+                Code::InvalidConfig,
+                "the pod's annotations describe no redirect",
+                format!("{}; correct them and create the pod again", faults.join("; ")),
+            )
+        })?;
+        (intent.proxy_uids, intent.proxy_gids, intent.proxy_mark) = owners;
         Ok(intent)
     }
 
-    /// The previous result; this plugin only makes sense after one that gave the pod its addresses.
-    pub(crate) fn previous(&self) -> Result<&Value, Failure> {
-        self.prev_result.as_ref().filter(|v| v.is_object()).ok_or_else(|| {
-            let hint =
-                "ursa-cni must come after the plugin that creates the interface (bridge, Calico, Cilium, …)";
-            Failure::new(Code::InvalidConfig, "there is no prevResult", hint)
+    /// The annotations that the runtime delivered.
+    pub(crate) fn own_annotations(&self) -> Option<&Labels> {
+        self.runtime_config.annotations.as_ref()
+    }
+
+    /// What the agent needs of the configuration.
+    pub(crate) fn for_agent(&self, redirect: Option<&RedirectIntent>) -> Result<Value, Failure> {
+        let mut config = json!({
+            "name": self.name,
+            "annotations": self.annotations,
+            "labels": self.labels,
+            "excludeNamespaces": self.exclude_namespaces,
+        });
+        if let Some(workload) = &self.workload {
+            config["workload"] = workload.clone();
+        }
+        if let Some(intent) = redirect {
+            // The agent runs the sidecar as the user that the redirect exempts, wherever it was named.
+            config["redirect"] = serde_json::to_value(intent).map_err(|e| {
+                Failure::new(Code::Io, "the redirect can't be written as JSON", e.to_string())
+            })?;
+        }
+        Ok(config)
+    }
+
+    /// The attachments that exist. Without the list nothing may be freed: an absent list isn't an empty one.
+    pub(crate) fn valid_attachments(&self) -> Result<&[Attachment], Failure> {
+        self.valid_attachments.as_deref().or(self.attachments.as_deref()).ok_or_else(|| {
+            Failure::new(
+                Code::InvalidConfig,
+                "GC without cni.dev/valid-attachments",
+                "the runtime must list the attachments that exist; nothing was freed",
+            )
         })
     }
-
-    /// The pod's addresses, without prefix lengths.
-    pub(crate) fn addresses(&self) -> Vec<String> {
-        let ips = self.prev_result.as_ref().and_then(|r| r.get("ips")).and_then(Value::as_array);
-        let texts = ips.into_iter().flatten().filter_map(|ip| ip.get("address")?.as_str());
-        texts.map(|t| t.split('/').next().unwrap_or(t).to_owned()).collect()
-    }
-}
-
-fn ports(text: &str) -> Result<Vec<Ports>, String> {
-    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-    items.map(|item| item.parse().map_err(|e: ursa_init::intent::ParseSpanError| e.to_string())).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rstest::rstest;
 
-    fn environment(namespace: &str) -> Environment {
-        let args = format!("K8S_POD_NAMESPACE={namespace}");
-        Environment::read(|name| match name {
-            "CNI_COMMAND" => Some("STATUS".to_owned()),
-            "CNI_ARGS" => Some(args.clone()),
-            _ => None,
-        })
-        .unwrap()
-    }
-
-    #[rstest]
-    #[case::nothing_said("{}", false)]
-    #[case::pod_says_yes(
-        r#"{"runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"kuma.io/sidecar-injection":"enabled"}}}"#,
-        true
-    )]
-    #[case::network_says_yes(r#"{"annotations":{"kuma.io/sidecar-injection":"enabled"}}"#, true)]
-    #[case::pod_wins(r#"{"annotations":{"kuma.io/sidecar-injection":"enabled"},"runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"kuma.io/sidecar-injection":"disabled"}}}"#, false)]
-    #[case::label(r#"{"labels":{"kuma.io/sidecar-injection":"true"}}"#, true)]
-    #[case::excluded(
-        r#"{"labels":{"kuma.io/sidecar-injection":"true"},"excludeNamespaces":["shop"]}"#,
-        false
-    )]
-    fn decides(#[case] document: &str, #[case] meshed: bool) {
-        let conf: NetConf = serde_json::from_str(document).unwrap();
-        assert_eq!(conf.is_meshed(&environment("shop")), meshed);
+    #[test]
+    fn the_pods_word_on_its_redirect_wins_but_not_on_its_proxys_user() {
+        let conf: NetConf = serde_json::from_str(
+            r#"{"redirect":{"outbound":{"excludePorts":[1]},"inbound":{"excludePorts":[2]}},
+                "annotations":{"traffic.kuma.io/exclude-outbound-ports":"22, 80-90"}}"#,
+        )
+        .unwrap();
+        let of_pod = [("kuma.io/sidecar-uid".to_owned(), "33".to_owned())].into();
+        let intent = conf.intent(Some(&of_pod)).unwrap();
+        assert_eq!((intent.outbound.exclude_ports.len(), intent.inbound.exclude_ports.len()), (2, 1));
+        let owners = serde_json::to_value(&intent).unwrap();
+        assert_eq!((&owners["proxyUids"], &owners["proxyGids"]), (&json!([]), &json!([PROXY_GID])));
     }
 
     #[test]
-    fn annotations_add_exclusions() {
-        let conf: NetConf = serde_json::from_str(
-            r#"{"redirect":{"outbound":{"excludePorts":[1]}},"annotations":{"traffic.kuma.io/exclude-outbound-ports":"22, 80-90"}}"#,
-        )
-        .unwrap();
-        let intent = conf.intent().unwrap();
-        assert_eq!(intent.outbound.exclude_ports.len(), 3);
-        assert_eq!((intent.proxy_uids.len(), intent.proxy_gids), (0, vec![PROXY_GID]));
+    fn empty_annotations_are_known_and_undelivered_ones_are_not() {
+        let nothing = Labels::new();
+        let known = |text: &str| {
+            serde_json::from_str::<NetConf>(text).unwrap().delivered_annotations(&nothing).is_some()
+        };
+        let wanted = r#""capabilities":{"io.kubernetes.cri.pod-annotations":true}"#;
+        assert!(known("{}"), "nobody asked for them");
+        assert!(!known(&format!("{{{wanted}}}")));
+        assert!(!known(&format!(r#"{{{wanted},"runtimeConfig":{{"portMappings":[]}}}}"#)));
+        for value in ["{}", "null", r#"{"a":"b"}"#] {
+            let text = format!(r#"{{{wanted},"runtimeConfig":{{"{ANNOTATIONS}":{value}}}}}"#);
+            assert!(known(&text), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_broken_configuration_serves_a_departure() {
+        let config = Config::for_departure(r#"{"cniVersion":"1.0.0","runDir":"/r","excludeNamespaces":7}"#);
+        assert_eq!(config.conf.run_dir, PathBuf::from("/r"));
+        assert_eq!(Config::for_departure("{").conf.run_dir, PathBuf::from("/run/ursa"));
     }
 }

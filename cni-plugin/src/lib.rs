@@ -7,8 +7,12 @@
 mod agent;
 pub mod cli;
 mod config;
+mod decide;
 mod explain;
 pub mod install;
+mod json;
+mod pod;
+mod record;
 pub mod runtime;
 mod spec;
 mod verbs;

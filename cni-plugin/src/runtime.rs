@@ -34,7 +34,7 @@ pub fn main() -> ExitCode {
         Err(failure) => {
             // libcni reads the error from standard output; people read the log.
             println!("{}", failure.to_json(&version));
-            eprintln!("ursa-cni: {} ({})", failure.message, failure.details);
+            eprintln!("ursa-cni: {failure}");
             ExitCode::FAILURE
         }
     }
@@ -50,9 +50,24 @@ fn read_input(input: &mut String) -> Result<(), Failure> {
     })
 }
 
-fn run(environment: &Environment, input: &str, version: &str) -> Result<Option<serde_json::Value>, Failure> {
+fn run(environment: &Environment, input: &str, version: &str) -> Result<Option<String>, Failure> {
     match environment.verb {
-        Verb::Version => Ok(Some(json!({"cniVersion": version, "supportedVersions": VERSIONS}))),
-        _ => verbs::run(environment, &Config::parse(input)?),
+        Verb::Version => {
+            // Old runtimes send nothing, newer ones {"cniVersion": …}.
+            if !input.trim().is_empty() {
+                Config::check_syntax(input)?;
+            }
+            Ok(Some(json!({"cniVersion": version, "supportedVersions": VERSIONS}).to_string()))
+        }
+        Verb::Add => verbs::add(environment, &Config::parse(input)?).map(Some),
+        // A pod must always be able to go, whatever became of the configuration.
+        Verb::Del => {
+            Config::check_syntax(input)?;
+            verbs::del(environment, &Config::for_departure(input));
+            Ok(None)
+        }
+        Verb::Check => verbs::check(environment, &Config::parse(input)?).map(|()| None),
+        Verb::Status => verbs::status(&Config::parse(input)?).map(|()| None),
+        Verb::Gc => verbs::gc(&Config::parse(input)?).map(|()| None),
     }
 }

@@ -11,7 +11,8 @@ pub(crate) const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1
 pub(crate) const NEWEST: &str = "1.1.0";
 
 /// An error as the runtime wants it: on standard output, with a code.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{message} ({details})")]
 pub(crate) struct Failure {
     pub(crate) code: Code,
     pub(crate) message: String,
@@ -42,6 +43,8 @@ pub(crate) enum Code {
     Redirect = 100,
     /// CHECK found other rules than there should be.
     Drifted = 101,
+    /// CHECK found no sidecar.
+    SidecarGone = 102,
 }
 
 impl Failure {
@@ -136,9 +139,9 @@ impl Environment {
         Ok(Self { verb, container_id, ifname, netns: given("CNI_NETNS").map(PathBuf::from), args })
     }
 
-    /// The pod's namespace, where the runtime is a Kubernetes one.
-    pub(crate) fn pod_namespace(&self) -> Option<&str> {
-        self.args.get("K8S_POD_NAMESPACE").map(String::as_str)
+    /// One of `CNI_ARGS`, unless it is empty.
+    pub(crate) fn argument(&self, name: &str) -> Option<&str> {
+        self.args.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 }
 
@@ -177,7 +180,7 @@ mod tests {
     #[test]
     fn arguments_are_pairs() {
         let vars = [("CNI_COMMAND", "VERSION"), ("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;x")];
-        assert_eq!(read(&vars).unwrap().pod_namespace(), Some("shop"));
+        assert_eq!(read(&vars).unwrap().argument("K8S_POD_NAMESPACE"), Some("shop"));
     }
 
     #[test]

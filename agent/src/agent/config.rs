@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::cni::CniConfig;
+
 /// Where the configuration is looked for unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/ursa/agent.yaml";
 
@@ -84,6 +86,10 @@ pub struct AgentConfig {
     pub drain_seconds: u32,
     /// File with the dataplane token of workloads that don't name one of their own.
     pub dataplane_token_file: Option<PathBuf>,
+    /// What is known of pods that say nothing, and how pods are repaired.
+    pub cni: CniConfig,
+    /// The container runtime's CRI socket, to find pods that the CNI plugin has missed.
+    pub cri: Option<PathBuf>,
 }
 
 impl Default for AgentConfig {
@@ -105,12 +111,14 @@ impl Default for AgentConfig {
             dns_domains: vec!["mesh.local".to_owned()],
             drain_seconds: 5,
             dataplane_token_file: None,
+            cni: CniConfig::default(),
+            cri: None,
         }
     }
 }
 
 /// The fields that a variable can set, with the variable's name.
-const VARIABLES: [(&str, &str); 15] = [
+const VARIABLES: [(&str, &str); 16] = [
     ("URSA_CONTROL_PLANE", "controlPlane"),
     ("URSA_RUN_DIR", "runDir"),
     ("URSA_STATE_DIR", "stateDir"),
@@ -126,6 +134,7 @@ const VARIABLES: [(&str, &str); 15] = [
     ("URSA_RESOLV_CONF", "resolvConf"),
     ("URSA_DRAIN_SECONDS", "drainSeconds"),
     ("URSA_DATAPLANE_TOKEN_FILE", "dataplaneTokenFile"),
+    ("URSA_CRI", "cri"),
 ];
 
 impl AgentConfig {

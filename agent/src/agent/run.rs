@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::cni::Decisions;
 use super::config::{AgentConfig, LauncherKind};
 use super::control::Control;
 use super::session::{Inspector, Session};
@@ -51,10 +52,12 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     });
     let (supervisor, supervisor_task) = Supervisor::start(shared, files, stop.clone());
     let path = config.socket();
-    let socket =
-        AgentSocket::bind(&path, Parts { config, control: Arc::clone(&control), session, supervisor })
-            .await
-            .with_context(|| format!("can't listen on {}", path.display()))?;
+    // Before the socket: from then on the plugin finds it.
+    let decisions = Arc::new(Decisions::open(&config));
+    let parts = Parts { config, control: Arc::clone(&control), session, supervisor, decisions };
+    let socket = AgentSocket::bind(&path, parts)
+        .await
+        .with_context(|| format!("can't listen on {}", path.display()))?;
     let socket_task = tokio::spawn(socket.serve(stop.clone()));
     let renewal_task = tokio::spawn({
         let stop = stop.clone();
@@ -82,6 +85,7 @@ fn prepare(config: &AgentConfig) -> anyhow::Result<()> {
         (config.run_dir.as_path(), 0o755),
         (&config.run_dir.join("w"), 0o755),
         (&config.run_dir.join("log"), 0o700),
+        (&config.run_dir.join("cni"), 0o700),
         (&config.state_dir, 0o711),
         (&config.state_dir.join("w"), 0o711),
     ] {

@@ -1,6 +1,5 @@
 //! `agent.sock`: one JSON object per line from the CLI and the CNI plugin, one back. Root only.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -14,14 +13,15 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use ursa_init::RedirectIntent;
+use ursa_model::injection::Decision;
 
+use super::cni::{Attachment, CniAdd, Decisions, records};
 use super::config::AgentConfig;
 use super::control::{Control, chain};
 use super::session::{ConnectionState, Session};
-use super::status::AgentStatus;
+use super::status::{AgentStatus, Phase};
 use super::supervisor::Supervisor;
-use super::workload::{Origin, POD_UIDS, WorkloadSpec};
+use super::workload::Origin;
 use crate::shim::peer;
 
 /// No request is longer; a Dataplane with all its labels fits well.
@@ -46,140 +46,26 @@ pub enum Request {
     },
     /// A container appeared.
     CniAdd(Box<CniAdd>),
+    /// Is this container meshed? The answer holds a verdict.
+    CniDecide(Box<CniAdd>),
+    /// Is this container's sidecar live? An error if it isn't.
+    CniCheck {
+        /// `CNI_CONTAINERID`.
+        container_id: String,
+    },
     /// A container disappeared. No error if it was never there.
     CniDel {
         /// `CNI_CONTAINERID`.
         container_id: String,
     },
-    /// The containers that exist; those of former ADDs that aren't among them have gone.
+    /// The containers of a network that exist; those of former ADDs that aren't among them have gone.
     CniGc {
+        /// The network's name: attachments are listed per network.
+        network: String,
         /// As in `cni.dev/valid-attachments`.
         #[serde(default)]
         valid_attachments: Vec<Attachment>,
     },
-}
-
-/// One of `cni.dev/valid-attachments`.
-#[derive(Debug, Deserialize, Serialize)]
-pub struct Attachment {
-    /// `CNI_CONTAINERID`.
-    #[serde(rename = "containerID")]
-    pub container_id: String,
-}
-
-/// A container as the CNI plugin describes it. The plugin has put the redirect in place.
-#[derive(Debug, Default, Deserialize, Serialize)]
-#[serde(default)]
-pub struct CniAdd {
-    /// `CNI_CONTAINERID`.
-    pub container_id: String,
-    /// `CNI_NETNS`.
-    pub netns: PathBuf,
-    /// `CNI_ARGS`.
-    pub args: BTreeMap<String, String>,
-    /// The pod's annotations.
-    pub annotations: BTreeMap<String, String>,
-    /// Addresses of `prevResult`, with or without a prefix length.
-    pub ips: Vec<String>,
-    /// The plugin's configuration.
-    pub config: PluginConfig,
-}
-
-/// What concerns the agent in the plugin's configuration.
-#[derive(Debug, Default, Deserialize, Serialize)]
-#[serde(default)]
-pub struct PluginConfig {
-    /// The redirect as the plugin applied it.
-    pub redirect: Option<RedirectIntent>,
-    /// What the pod itself doesn't say.
-    pub workload: Workload,
-}
-
-/// What the operator says of the workloads of one CNI network.
-#[derive(Debug, Default, Deserialize, Serialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Workload {
-    /// Name of the Dataplane; by default made of `K8S_POD_NAME` and `K8S_POD_NAMESPACE`.
-    pub name: Option<String>,
-    /// Its mesh; where it isn't set, annotation `kuma.io/mesh` says it.
-    pub mesh: Option<String>,
-    /// Its labels. Where `kuma.io/workload` isn't among them, the annotation of that name says it.
-    pub labels: BTreeMap<String, String>,
-    /// Its ports, unless annotation `ursa.io/ports` says otherwise: `8080/http,9090`.
-    pub ports: Option<String>,
-}
-
-impl CniAdd {
-    /// The Dataplane of this container.
-    fn spec(self, config: &AgentConfig) -> Result<WorkloadSpec, String> {
-        if self.container_id.is_empty() {
-            return Err("field `container_id` is missing".to_owned());
-        }
-        let mut dataplane = self.dataplane()?;
-        // The redirect exempts this user or group, so shim and Envoy must run as it.
-        let redirect = self.config.redirect.unwrap_or_default();
-        let uid = redirect.proxy_uids.first().copied().unwrap_or(*POD_UIDS.start());
-        let gid = redirect.proxy_gids.first().copied();
-        dataplane["ursa"] = json!({ "netns": self.netns, "proxyUid": uid, "proxyGid": gid });
-        let mut spec = WorkloadSpec::from_value(dataplane, Origin::Cni(self.container_id), config)
-            .map_err(|error| error.to_string())?;
-        spec.redirect = None;
-        Ok(spec)
-    }
-
-    fn dataplane(&self) -> Result<Value, String> {
-        let given = &self.config.workload;
-        let argument = |key: &str| self.args.get(key).filter(|value| !value.is_empty());
-        let name = match (&given.name, argument("K8S_POD_NAME"), argument("K8S_POD_NAMESPACE")) {
-            (Some(name), _, _) => name.clone(),
-            (None, Some(pod), Some(namespace)) => format!("{pod}.{namespace}"),
-            (None, Some(pod), None) => pod.clone(),
-            (None, None, _) => {
-                return Err(
-                    "neither K8S_POD_NAME in CNI_ARGS nor `workload.name` in the plugin's configuration says what the workload is called"
-                        .to_owned(),
-                );
-            }
-        };
-        let annotation = |key: &str| self.annotations.get(key).map(String::as_str);
-        // What the operator says is what the pod is: whoever may write a pod must not choose its identity.
-        let mesh = given.mesh.as_deref().or(annotation("kuma.io/mesh")).unwrap_or("default");
-        let address = self
-            .ips
-            .first()
-            .and_then(|address| address.split('/').next())
-            .ok_or("`ips` is empty; the plugin must be chained after one that assigns an address")?;
-        let ports = annotation("ursa.io/ports").or(given.ports.as_deref()).unwrap_or_default();
-        let mut labels = given.labels.clone();
-        labels
-            .entry("kuma.io/workload".to_owned())
-            // A label of DNS-1035, which has no dots, while a pod's full name has at least one.
-            .or_insert_with(|| {
-                annotation("kuma.io/workload").map_or_else(|| name.replace('.', "-"), str::to_owned)
-            });
-        Ok(json!({
-            "type": "Dataplane",
-            "mesh": mesh,
-            "name": name,
-            "labels": labels,
-            "networking": { "address": address, "inbound": inbounds(ports)? }
-        }))
-    }
-}
-
-fn inbounds(ports: &str) -> Result<Vec<Value>, String> {
-    ports
-        .split(',')
-        .map(str::trim)
-        .filter(|port| !port.is_empty())
-        .map(|port| {
-            let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
-            let number: u16 = number
-                .parse()
-                .map_err(|_| format!("`{port}` is no port; write ports as in `8080/http,9090`"))?;
-            Ok(json!({ "name": number.to_string(), "port": number, "protocol": protocol }))
-        })
-        .collect()
 }
 
 /// The agent's socket.
@@ -201,6 +87,8 @@ pub struct Parts {
     pub session: Session,
     /// The workloads.
     pub supervisor: Supervisor,
+    /// What is known of pods.
+    pub decisions: Arc<Decisions>,
 }
 
 impl AgentSocket {
@@ -302,20 +190,50 @@ impl Parts {
                 Ok(json!({ "ok": true, "nodeId": node.node_id, "zone": node.zone }))
             }
             Request::CniAdd(add) => {
-                let spec = add.spec(&self.config)?;
+                let records = records::dir(&self.config);
+                if !records::exists(&records, &add.container_id) {
+                    return Err(format!(
+                        "container {} isn't on record in {}: its plugin has given up meanwhile, or uses another runDir \
+                         than this agent",
+                        add.container_id,
+                        records.display()
+                    ));
+                }
+                let spec = self.decisions.spec(&add, &self.config)?;
+                self.decisions.learn(&add).await;
                 self.supervisor.add(spec).await?;
                 Ok(json!({ "ok": true }))
             }
+            Request::CniDecide(call) => {
+                let verdict = self.decisions.decide(&call).map_err(|error| error.to_string())?;
+                if verdict.decision == Decision::Undecided {
+                    tracing::warn!(pod = %call.pod(), reason = %verdict.reason, "a pod can't be decided about");
+                }
+                Ok(json!({ "ok": true, "verdict": verdict }))
+            }
+            Request::CniCheck { container_id } => self.check(container_id).await,
             Request::CniDel { container_id } => {
                 let removed = self.supervisor.remove(&container_id).await?;
                 Ok(json!({ "ok": true, "removed": removed }))
             }
-            Request::CniGc { valid_attachments } => {
+            Request::CniGc { network, valid_attachments } => {
                 let valid = valid_attachments.into_iter().map(|one| one.container_id).collect();
-                let removed = self.supervisor.retain(valid).await?;
+                let removed = self.supervisor.retain(network, valid).await?;
                 Ok(json!({ "ok": true, "removed": removed }))
             }
         }
+    }
+
+    async fn check(&self, container: String) -> Result<Value, String> {
+        let origin = Origin::Cni(container).to_string();
+        let (workloads, _) = self.supervisor.status().await;
+        let found = workloads.into_iter().find(|workload| workload.origin == origin);
+        let found = found.ok_or("the agent knows no sidecar of this container; recreate the pod")?;
+        if matches!(found.state, Phase::Live | Phase::Ready) {
+            return Ok(json!({ "ok": true }));
+        }
+        let why = found.error.map(|error| format!(": {error}")).unwrap_or_default();
+        Err(format!("{}.{} is {}{why}", found.mesh, found.name, found.state.as_str()))
     }
 
     async fn status(&self) -> AgentStatus {
@@ -361,65 +279,4 @@ pub async fn ask(path: &Path, request: &Request) -> Result<Value, String> {
         return Ok(reply);
     }
     Err(reply.get("error").and_then(Value::as_str).unwrap_or("the agent gave no reason").to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pod(request: Value) -> Result<WorkloadSpec, String> {
-        let Request::CniAdd(add) = serde_json::from_value(request).unwrap() else { panic!("not an ADD") };
-        add.spec(&AgentConfig::default())
-    }
-
-    #[test]
-    fn a_pod_becomes_a_dataplane() {
-        let spec = pod(json!({
-            "cmd": "cni-add", "container_id": "c1", "netns": "/run/netns/x", "ifname": "eth0",
-            "args": {"K8S_POD_NAME": "web-0", "K8S_POD_NAMESPACE": "shop"},
-            "annotations": {"kuma.io/workload": "web", "ursa.io/ports": "8080/http, 9090"},
-            "ips": ["10.0.0.9"], "config": {"redirect": {"proxyUids": [77]}, "type": "ursa-cni"}
-        }))
-        .unwrap();
-        assert_eq!((spec.name.as_str(), spec.mesh.as_str(), spec.uid), ("web-0.shop", "default", 77));
-        assert_eq!(spec.cluster(), "web");
-        assert_eq!(spec.dataplane["networking"]["inbound"].as_array().unwrap().len(), 2);
-        assert!(spec.redirect.is_none(), "the plugin's work");
-    }
-
-    #[test]
-    fn a_pod_that_says_nothing_has_a_valid_workload() {
-        let spec = pod(json!({
-            "cmd": "cni-add", "container_id": "c1", "netns": "/run/netns/x", "ips": ["10.0.0.9"],
-            "args": {"K8S_POD_NAME": "web-0", "K8S_POD_NAMESPACE": "shop"},
-        }))
-        .unwrap();
-        assert_eq!((spec.name.as_str(), spec.cluster().as_str()), ("web-0.shop", "web-0-shop"));
-    }
-
-    #[test]
-    fn the_operator_says_who_a_pod_is() {
-        let add = |workload: Value| {
-            pod(json!({
-                "cmd": "cni-add", "container_id": "c1", "netns": "/run/netns/x",
-                "args": {"K8S_POD_NAME": "web-0"}, "ips": ["10.0.0.9"],
-                "annotations": {"kuma.io/workload": "bank", "kuma.io/mesh": "money"},
-                "config": {"workload": workload}
-            }))
-            .unwrap()
-        };
-        let spec = add(json!({"mesh": "shops", "labels": {"kuma.io/workload": "web"}}));
-        assert_eq!((spec.mesh.as_str(), spec.cluster().as_str()), ("shops", "web"));
-        let spec = add(json!({}));
-        assert_eq!((spec.mesh.as_str(), spec.cluster().as_str()), ("money", "bank"), "the habit");
-    }
-
-    #[test]
-    fn what_is_missing_is_named() {
-        let error = pod(json!({"cmd": "cni-add", "container_id": "c1", "netns": "/n"})).unwrap_err();
-        assert!(error.contains("K8S_POD_NAME"), "{error}");
-        let error =
-            pod(json!({"cmd": "cni-add", "container_id": "c1", "args": {"K8S_POD_NAME": "a"}})).unwrap_err();
-        assert!(error.contains("ips"), "{error}");
-    }
 }

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::users::{refuse_shared_users, user_of_pod};
+use super::cni::records;
 use super::control::chain;
 use super::status::{BrokenFile, Phase, WorkloadStatus};
 use super::workload::{Machine, Origin, Shared, WorkloadFiles, WorkloadSpec};
@@ -28,6 +29,9 @@ const CNI_PATIENCE: Duration = Duration::from_secs(18);
 /// When a directory of files that couldn't be listed is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// How often pods are looked for that went without a word: the plugin was killed, or nobody answered it.
+const SWEEP: Duration = Duration::from_secs(5);
+
 /// What becomes of a workload that CNI adds.
 pub type Answer = Result<watch::Receiver<WorkloadStatus>, String>;
 
@@ -35,7 +39,7 @@ pub type Answer = Result<watch::Receiver<WorkloadStatus>, String>;
 enum Command {
     Add { spec: Box<WorkloadSpec>, answer: oneshot::Sender<Answer> },
     Remove { container: String, answer: oneshot::Sender<bool> },
-    Retain { valid: BTreeSet<String>, answer: oneshot::Sender<usize> },
+    Retain { network: String, valid: BTreeSet<String>, answer: oneshot::Sender<usize> },
     Status { answer: oneshot::Sender<(Vec<WorkloadStatus>, Vec<BrokenFile>)> },
 }
 
@@ -104,11 +108,11 @@ impl Supervisor {
         answered.await.map_err(|_| gone.to_owned())
     }
 
-    /// Removes the workloads of containers that don't exist any more. Returns how many.
-    pub async fn retain(&self, valid: BTreeSet<String>) -> Result<usize, String> {
+    /// Removes the workloads of a network's containers that don't exist any more. Returns how many.
+    pub async fn retain(&self, network: String, valid: BTreeSet<String>) -> Result<usize, String> {
         let (answer, answered) = oneshot::channel();
         let gone = "the agent is stopping; try again";
-        self.commands.send(Command::Retain { valid, answer }).await.map_err(|_| gone.to_owned())?;
+        self.commands.send(Command::Retain { network, valid, answer }).await.map_err(|_| gone.to_owned())?;
         answered.await.map_err(|_| gone.to_owned())
     }
 
@@ -155,6 +159,7 @@ impl Task {
     async fn run(mut self, mut queue: mpsc::Receiver<Command>, stop: CancellationToken) {
         match self.recall() {
             Ok(remembered) => {
+                self.sweep();
                 self.reconcile(&remembered);
                 self.remove_orphans().await;
             }
@@ -164,9 +169,12 @@ impl Task {
                 self.reconcile(&BTreeMap::new());
             }
         }
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
+                _ = sweep.tick() => self.sweep(),
                 () = self.files.changed() => self.reconcile(&BTreeMap::new()),
                 () = tokio::time::sleep(LOOK_AGAIN), if self.unlisted => self.reconcile(&BTreeMap::new()),
                 Some(departed) = self.departures.join_next() => {
@@ -279,6 +287,7 @@ impl Task {
         }
         for (id, former) in remembered {
             let why = match desired.get(id) {
+                None if matches!(former.origin, Origin::Cni(_)) => "its pod is gone",
                 None => "its file is gone",
                 Some(spec) if former.needs_restart(spec) => "it has changed while no agent ran",
                 Some(_) => continue,
@@ -372,15 +381,12 @@ impl Task {
                     let _ = answer.send(false);
                 }
             },
-            Command::Retain { valid, answer } => {
-                let gone: Vec<String> =
-                    self.cni.keys().filter(|container| !valid.contains(*container)).cloned().collect();
-                for container in &gone {
-                    if let Some(spec) = self.cni.remove(container) {
-                        self.depart(&spec.id(), Vec::new());
-                    }
-                }
-                let _ = answer.send(gone.len());
+            Command::Retain { network, valid, answer } => {
+                // The list is of one network's attachments.
+                let gone = |container: &str, spec: &WorkloadSpec| {
+                    spec.network.as_ref() == Some(&network) && !valid.contains(container)
+                };
+                let _ = answer.send(self.release(gone));
             }
             Command::Status { answer } => {
                 let mut all: Vec<WorkloadStatus> = self
@@ -392,6 +398,34 @@ impl Task {
                 all.sort_by(|a, b| a.id.cmp(&b.id));
                 let _ = answer.send((all, self.broken.clone()));
             }
+        }
+    }
+
+    /// Lets pods leave. Returns how many.
+    fn release(&mut self, gone: impl Fn(&str, &WorkloadSpec) -> bool) -> usize {
+        let gone: Vec<String> = self
+            .cni
+            .iter()
+            .filter(|(container, spec)| gone(container, spec))
+            .map(|(container, _)| container.clone())
+            .collect();
+        for container in &gone {
+            if let Some(spec) = self.cni.remove(container) {
+                self.depart(&spec.id(), Vec::new());
+            }
+        }
+        gone.len()
+    }
+
+    /// Finds pods that went while nobody could tell this agent.
+    fn sweep(&mut self) {
+        let records = records::dir(&self.shared.config);
+        let gone = |container: &str, spec: &WorkloadSpec| {
+            records::is_gone(&records, container, spec.netns.as_deref())
+        };
+        let count = self.release(gone);
+        if count > 0 {
+            tracing::info!(count, "pods have gone without a word; their sidecars stop");
         }
     }
 

@@ -47,7 +47,7 @@ pub fn check(entry: &Plugin) -> Result<(), String> {
     document.insert("cniVersion".to_owned(), json!(NEWEST));
     document.insert("name".to_owned(), json!("check"));
     let config = Config::parse(&Value::Object(document).to_string());
-    let read = config.and_then(|config| config.conf.intent().map(drop));
+    let read = config.and_then(|config| config.conf.intent(None).map(drop));
     read.map_err(|failure| format!("{}: {}", failure.message, failure.details))
 }
 

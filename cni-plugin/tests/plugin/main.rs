@@ -77,7 +77,7 @@ fn previous(version: &str) -> Value {
 
 fn config(version: &str, run_dir: &Path, annotation: &str) -> Value {
     json!({
-        "cniVersion": version, "name": "pods", "type": "ursa-cni", "runDir": run_dir,
+        "cniVersion": version, "name": "pods", "type": "ursa-cni", "runDir": run_dir, "stateDir": run_dir,
         "capabilities": {"io.kubernetes.cri.pod-annotations": true},
         "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"kuma.io/sidecar-injection": annotation}},
         "workload": {"name": "web"},
@@ -85,8 +85,22 @@ fn config(version: &str, run_dir: &Path, annotation: &str) -> Value {
     })
 }
 
+/// A pod's namespace, with its addresses.
+fn pod() -> Namespace {
+    let pod = Namespace::new();
+    pod.ip("link set lo up");
+    pod.ip("addr add 10.77.0.1/32 dev lo");
+    pod.ip("addr add fd77::1/128 dev lo nodad");
+    pod
+}
+
 /// An agent that answers every request with the same line, and tells the test what it was asked.
 fn agent(dir: &Path, answer: &'static str) -> mpsc::Receiver<Value> {
+    agent_that(dir, move |_| answer.to_owned())
+}
+
+/// An agent that answers as told.
+fn agent_that(dir: &Path, answer: impl Fn(&Value) -> String + Send + 'static) -> mpsc::Receiver<Value> {
     let listener = UnixListener::bind(dir.join("agent.sock")).unwrap();
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
@@ -94,7 +108,9 @@ fn agent(dir: &Path, answer: &'static str) -> mpsc::Receiver<Value> {
             let mut stream = stream.unwrap();
             let mut line = String::new();
             if BufReader::new(&stream).read_line(&mut line).unwrap_or(0) > 0 {
-                let _ = tell.send(serde_json::from_str(&line).unwrap());
+                let request: Value = serde_json::from_str(&line).unwrap();
+                let answer = answer(&request);
+                let _ = tell.send(request);
                 let _ = stream.write_all(answer.as_bytes());
             }
         }
@@ -119,7 +135,7 @@ fn rules(ns: &Namespace) -> Vec<String> {
 fn a_pod_comes_and_goes_in_every_version(#[case] version: &str) {
     let dir = tempfile::tempdir().unwrap();
     let asked = agent(dir.path(), "{\"ok\":true}\n");
-    let pod = Namespace::new();
+    let pod = pod();
     let config = config(version, dir.path(), "enabled");
 
     let added = verb("ADD", path(&pod), &config);
@@ -137,6 +153,7 @@ fn a_pod_comes_and_goes_in_every_version(#[case] version: &str) {
     assert_eq!(request["annotations"]["kuma.io/sidecar-injection"], "enabled");
 
     assert_eq!(verb("CHECK", path(&pod), &config).code, 0);
+    assert_eq!(asked.recv_timeout(lab::PATIENCE).unwrap()["cmd"], "cni-check");
     assert_eq!(verb("ADD", path(&pod), &config).code, 0, "repeatable");
     let _ = asked.recv_timeout(lab::PATIENCE).unwrap();
 
@@ -145,12 +162,14 @@ fn a_pod_comes_and_goes_in_every_version(#[case] version: &str) {
     assert_eq!(asked.recv_timeout(lab::PATIENCE).unwrap()["cmd"], "cni-del");
     assert!(rules(&pod).is_empty());
     assert_eq!(verb("DEL", "", &config).code, 0, "again, without the namespace");
+    let left: Vec<_> = std::fs::read_dir(dir.path().join("cni")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
 fn an_unmeshed_pod_costs_a_decision_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
-    let pod = Namespace::new();
+    let pod = pod();
     let mut config = config("1.0.0", dir.path(), "disabled");
     // Not even a mistake in the redirect concerns it.
     config["redirect"] = json!({"proxyUids": "x"});
@@ -165,7 +184,7 @@ fn an_unmeshed_pod_costs_a_decision_and_nothing_else() {
 #[test]
 fn without_an_agent_the_runtime_shall_try_again() {
     let dir = tempfile::tempdir().unwrap();
-    let pod = Namespace::new();
+    let pod = pod();
     let config = config("1.0.0", dir.path(), "enabled");
     let start = Instant::now();
     let (code, text) = verb("ADD", path(&pod), &config).error();
@@ -185,7 +204,7 @@ fn without_an_agent_the_runtime_shall_try_again() {
 fn an_agent_that_fails_undoes_the_redirect(#[case] answer: &'static str, #[case] why: &str) {
     let dir = tempfile::tempdir().unwrap();
     let asked = agent(dir.path(), answer);
-    let pod = Namespace::new();
+    let pod = pod();
     let (code, text) = verb("ADD", path(&pod), &config("1.0.0", dir.path(), "enabled")).error();
     assert_eq!(code, 11);
     assert!(text.contains(why), "{text}");
@@ -198,7 +217,7 @@ fn an_agent_that_fails_undoes_the_redirect(#[case] answer: &'static str, #[case]
 fn check_finds_an_edited_rule() {
     let dir = tempfile::tempdir().unwrap();
     let _asked = agent(dir.path(), "{\"ok\":true}\n");
-    let pod = Namespace::new();
+    let pod = pod();
     let config = config("1.0.0", dir.path(), "enabled");
     assert_eq!(verb("ADD", path(&pod), &config).code, 0);
     pod.run(ursa_init::nft::remove).unwrap();
@@ -221,7 +240,7 @@ fn the_machines_own_namespace_is_refused() {
 fn mistakes_are_named_in_json_on_standard_output() {
     let dir = tempfile::tempdir().unwrap();
     let good = config("1.0.0", dir.path(), "enabled");
-    let pod = Namespace::new();
+    let pod = pod();
 
     assert_eq!(call(&[], "").error().0, 4);
     assert_eq!(call(&[("CNI_COMMAND", "FROB")], "").error().0, 4);

@@ -287,32 +287,32 @@ pub fn membership(pod: &Pod<'_>, rules: &Rules<'_>) -> Result<Membership, Invali
         .workload
         .map(|workload| (Source::Configuration, workload))
         .or_else(|| find(labels::WORKLOAD, of_pod))
-        .map_or_else(|| (Source::PodName, shortened(&dataplane)), |(place, text)| (place, text.to_owned()));
+        .map_or_else(|| (Source::PodName, as_workload(&dataplane)), |(place, text)| (place, text.to_owned()));
     let mesh = mesh.to_owned();
-    let why = if workload.is_empty() {
-        Some("it is empty".to_owned())
-    } else {
-        names::label_value(&workload).into_iter().next()
-    };
+    let why = names::dns_1035_label(&workload).into_iter().next();
     if let Some(why) = why {
         return Err(Invalid::Name { what: "workload", place, value: workload, why });
     }
     Ok(Membership { mesh, dataplane, workload })
 }
 
-/// A label's value holds 63 bytes, and pods have longer names.
-fn shortened(name: &str) -> String {
+/// A workload's name made of a pod's: a label of DNS-1035 has no dots, begins with a letter and holds 63 bytes.
+fn as_workload(name: &str) -> String {
     const LONGEST: usize = 63;
-    if name.len() <= LONGEST {
-        return name.to_owned();
+    let mut label = name.replace('.', "-");
+    if !label.starts_with(|c: char| c.is_ascii_lowercase()) {
+        label.insert_str(0, "w-");
+    }
+    if label.len() <= LONGEST {
+        return label;
     }
     let hashed = names::of_copy("", name, "", "");
     let hash = hashed.rsplit('-').next().unwrap_or_default();
     let mut end = LONGEST - 1 - hash.len();
-    while !name.is_char_boundary(end) {
+    while !label.is_char_boundary(end) {
         end -= 1;
     }
-    format!("{}-{hash}", &name[..end])
+    format!("{}-{hash}", &label[..end])
 }
 
 /// The first of the sources that has the key.

@@ -89,6 +89,31 @@ fn a_pod_appears_by_add_and_disappears_by_del() {
     })
     .unwrap();
 
+    call(&lab, &node, &pod, "ADD", "enabled").unwrap();
+    call(&lab, &node, &pod, "CHECK", "enabled").unwrap();
+
+    // Its pod goes while the agent is dead: the next agent finds that out by itself.
+    node.agent.kill();
+    call(&lab, &node, &pod, "CHECK", "enabled").unwrap();
+    call(&lab, &node, &pod, "DEL", "enabled").unwrap();
+    assert_eq!(rules(&pod), Vec::<String>::new());
+    assert_eq!(pod.running("envoy").len(), 1, "nobody was there to stop it");
+    let error = call(&lab, &node, &pod, "CHECK", "enabled").unwrap_err();
+    assert_eq!(serde_json::from_str::<Value>(&error).unwrap()["code"], 101, "{error}");
+    node.agent.restart().unwrap();
+    wait::until("the sidecar of the pod that went to end", SOON, || match pod.running("envoy") {
+        pids if pids.is_empty() => Ok(()),
+        pids => Err(format!("{pids:?}")),
+    })
+    .unwrap();
+    wait::until("its files to be gone", SOON, || {
+        match std::fs::read_dir(node.state_dir().join("w")).unwrap().count() {
+            0 => Ok(()),
+            left => Err(format!("{left} left")),
+        }
+    })
+    .unwrap();
+
     // Without its agent a meshed pod doesn't start, and leaves nothing behind.
     node.agent.kill();
     let error = call(&lab, &node, &pod, "ADD", "enabled").unwrap_err();

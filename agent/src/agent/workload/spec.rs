@@ -91,6 +91,9 @@ pub struct WorkloadSpec {
     pub name: String,
     /// Where it came from.
     pub origin: Origin,
+    /// The CNI network that a pod came by.
+    #[serde(default)]
+    pub network: Option<String>,
     /// The Dataplane in its REST form.
     pub dataplane: Value,
     /// Its network namespace; the agent's own when absent.
@@ -161,6 +164,7 @@ impl WorkloadSpec {
             mesh: dataplane.meta.mesh.clone(),
             name: dataplane.meta.name.clone(),
             origin,
+            network: None,
             dataplane: dataplane.to_json(),
             netns: local.netns,
             uid,

@@ -127,6 +127,11 @@ impl Knowledge {
         true
     }
 
+    /// Takes over what is known of pods elsewhere.
+    pub fn take_pods(&mut self, other: &Self) {
+        self.pods.clone_from(&other.pods);
+    }
+
     /// Forgets the pods for which `keep` (of namespace, name and UID) is false. Returns whether there were any.
     pub fn retain_pods(&mut self, keep: impl Fn(&str, &str, &str) -> bool) -> bool {
         let before = self.pods.len();

@@ -69,10 +69,10 @@ fn the_operators_word_on_an_identity_wins() {
     assert_eq!(who(&pod, &Rules::default()), expected("money", "bank"));
     let rules = Rules { mesh: Some("shops"), workload: Some("web"), ..Rules::default() };
     assert_eq!(who(&pod, &rules), expected("shops", "web"));
-    assert_eq!(who(&full(&none, &none, &nothing), &Rules::default()), expected("default", "web.shop"));
+    assert_eq!(who(&full(&none, &none, &nothing), &Rules::default()), expected("default", "web-shop"));
     let of_namespace =
         NamespaceFacts { labels: words(&[("kuma.io/mesh", "team")]), ..NamespaceFacts::default() };
-    assert_eq!(who(&full(&none, &none, &of_namespace), &Rules::default()), expected("team", "web.shop"));
+    assert_eq!(who(&full(&none, &none, &of_namespace), &Rules::default()), expected("team", "web-shop"));
 }
 
 #[test]
@@ -82,6 +82,7 @@ fn a_long_name_makes_a_workload_that_fits_and_differs() {
         let pod = Pod { name: Some(name), ..full(&none, &none, &nothing) };
         membership(&pod, &Rules::default()).expect("fits").workload
     };
+    assert_eq!(workload("1st"), "w-1st-shop");
     let (one, other) = (workload(&"a".repeat(80)), workload(&"a".repeat(81)));
     assert!(one != other && one.len() == 63, "{one} {other}");
 }

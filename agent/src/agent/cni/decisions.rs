@@ -1,0 +1,125 @@
+//! What this agent knows of pods, and its file, by which the plugin decides while the agent is dead.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ursa_model::injection::{
+    Decision, Invalid, Knowledge, MAX_FILE, NamespaceFacts, Pod, PodFacts, Rules, Verdict, decide, membership,
+};
+use ursa_model::labels::Labels;
+
+use super::CniAdd;
+use crate::agent::config::AgentConfig;
+use crate::agent::workload::WorkloadSpec;
+use crate::relay::write_atomic;
+
+/// The file in the state directory: not in the run directory, because it must outlive a reboot.
+const FILE: &str = "decisions.json";
+
+/// What is known of pods.
+#[derive(Debug)]
+pub struct Decisions {
+    path: PathBuf,
+    knowledge: Mutex<Knowledge>,
+}
+
+impl Decisions {
+    /// Takes over what a former agent learned of pods; default and namespaces are what the configuration says now.
+    pub fn open(config: &AgentConfig) -> Self {
+        let path = config.state_dir.join(FILE);
+        let former = read(&path).unwrap_or_else(|why| {
+            tracing::warn!(path = %path.display(), %why, "what a former agent knew of pods is lost");
+            Knowledge::default()
+        });
+        let decisions = Self { path, knowledge: Mutex::new(config.cni.knowledge(&former)) };
+        decisions.store(&decisions.locked());
+        decisions
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Knowledge> {
+        // Nothing panics between two changes that belong together.
+        self.knowledge.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store(&self, knowledge: &Knowledge) {
+        if let Err(error) = write_atomic(&self.path, &knowledge.to_json(), 0o600, None) {
+            tracing::error!(path = %self.path.display(), %error,
+                "what is known of pods can't be written; without this agent, pods that say nothing themselves are decided by older knowledge");
+        }
+    }
+
+    /// Completes what a call says by what is known, and goes on with that.
+    fn with<T>(&self, call: &CniAdd, then: impl FnOnce(&Pod<'_>, &Rules<'_>) -> T) -> T {
+        let knowledge = self.locked();
+        let (pod, nothing) = (call.described(), Labels::new());
+        let namespace = pod.namespace.map_or_else(NamespaceFacts::default, |name| knowledge.namespace(name));
+        let rules = Rules { default: knowledge.default, ..call.config.rules() };
+        then(&knowledge.complete(pod, call.uid(), &namespace, &nothing), &rules)
+    }
+
+    /// Whether a pod is meshed.
+    pub fn decide(&self, call: &CniAdd) -> Result<Verdict, Invalid> {
+        self.with(call, decide)
+    }
+
+    /// The workload of a pod about which the plugin has decided.
+    pub fn spec(&self, call: &CniAdd, config: &AgentConfig) -> Result<WorkloadSpec, String> {
+        let who = self.with(call, membership).map_err(|error| error.to_string())?;
+        call.spec(who, config)
+    }
+
+    /// Learns what a pod says of itself.
+    pub async fn learn(self: &Arc<Self>, call: &CniAdd) {
+        let (Some(namespace), Some(name)) = (call.described().namespace, call.described().name) else {
+            return;
+        };
+        if call.uid().is_empty() || call.annotations.is_none() {
+            return;
+        }
+        let facts = PodFacts {
+            uid: call.uid().to_owned(),
+            annotations: call.annotations.clone().unwrap_or_default(),
+            labels: call.labels.clone().unwrap_or_default(),
+        };
+        self.change({
+            let (namespace, name) = (namespace.to_owned(), name.to_owned());
+            move |knowledge| knowledge.learn_pod(&namespace, &name, &facts)
+        })
+        .await;
+    }
+
+    /// Forgets the pods for which `keep` (of namespace, name and UID) is false.
+    pub async fn retain(self: &Arc<Self>, keep: impl Fn(&str, &str, &str) -> bool + Send + 'static) {
+        self.change(move |knowledge| knowledge.retain_pods(keep)).await;
+    }
+
+    async fn change(self: &Arc<Self>, change: impl FnOnce(&mut Knowledge) -> bool + Send + 'static) {
+        let this = Arc::clone(self);
+        let work = move || {
+            let mut knowledge = this.locked();
+            if change(&mut knowledge) {
+                this.store(&knowledge);
+            }
+        };
+        if let Err(error) = tokio::task::spawn_blocking(work).await {
+            tracing::error!(%error, "what is known of pods couldn't be changed");
+        }
+    }
+
+    /// Whether nothing decides, for tests and logs.
+    pub fn is_undecided(&self, call: &CniAdd) -> bool {
+        self.decide(call).is_ok_and(|verdict| verdict.decision == Decision::Undecided)
+    }
+}
+
+fn read(path: &Path) -> Result<Knowledge, String> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Knowledge::default()),
+        file => file.map_err(|error| error.to_string())?,
+    };
+    let mut text = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut text).map_err(|error| error.to_string())?;
+    Knowledge::parse(&text).map_err(|error| error.to_string())
+}
