@@ -50,7 +50,8 @@ impl Plan {
         chains.extend(inbound::chains(intent, &scopes));
         chains.extend(outbound::chains(intent, &scopes));
         chains.push(guards::guard_out(intent));
-        chains.retain(|chain| !chain.rules.is_empty());
+        // What is jumped to stays: a workload of which nothing is redirected has an empty chain.
+        chains.retain(|chain| chain.hook.is_none() || !chain.rules.is_empty());
         let inbound = scopes.iter().any(|s| s.inbound.enabled);
         let tproxy = scopes.iter().any(Scope::is_tproxy);
         Ok(Self {

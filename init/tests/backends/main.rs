@@ -6,4 +6,5 @@
 mod iptables;
 #[path = "../kernel/lab.rs"]
 mod lab;
+mod packets;
 mod support;

@@ -19,7 +19,8 @@ pub(super) fn chains(intent: &RedirectIntent, scopes: &[Scope<'_>]) -> Vec<Chain
     before.skip_disabled_families(intent);
     let mut rules = Rules::default();
     let arrive = !intent.bridges.is_empty() && !redirected.is_empty();
-    bridges(&mut rules, intent, &scopes[0], arrive);
+    let arrived = if arrive { Action::Goto("arrive".into()) } else { Action::Return };
+    bridges(&mut rules, intent, &scopes[0], &[Protocol::Udp, Protocol::Tcp], &arrived, Action::Redirect);
     rules.add([Match::NotProtocol(Protocol::Tcp)], Action::Return, "only TCP is redirected");
     let (arrivals, more) = arrivals(&redirected, "inbound", "arrive");
     chains.extend(more);
@@ -109,8 +110,16 @@ pub(super) fn ports(scope: &Scope<'_>, name: &'static str, to_proxy: &Action) ->
     rules.named(scope.chain(name))
 }
 
-/// Guests behind a bridge arrive here, but what they send is opened by them.
-fn bridges(rules: &mut Rules, intent: &RedirectIntent, scope: &Scope<'_>, arrive: bool) {
+/// Guests behind a bridge arrive here, but what they send is opened by them. `opened` is what happens then, by the
+/// port that it goes to, and `arrived` what happens between guests.
+pub(super) fn bridges(
+    rules: &mut Rules,
+    intent: &RedirectIntent,
+    scope: &Scope<'_>,
+    lookups: &[Protocol],
+    arrived: &Action,
+    opened: fn(u16) -> Action,
+) {
     for bridge in &intent.bridges {
         let by = || Match::InInterface(bridge.interface.clone());
         let listed = |family| bridge.local_cidrs.iter().any(|net| Family::of(net) == family);
@@ -128,11 +137,11 @@ fn bridges(rules: &mut Rules, intent: &RedirectIntent, scope: &Scope<'_>, arrive
             families.iter().map(one).collect()
         };
         if scope.dns.enabled {
-            for protocol in [Protocol::Udp, Protocol::Tcp] {
-                let lookup = [Match::Protocol(protocol), Match::DestinationPort(Ports::one(53))];
+            for protocol in lookups {
+                let lookup = [Match::Protocol(*protocol), Match::DestinationPort(Ports::one(53))];
                 let reason = "a guest's lookups go to the shim";
                 for guest in guests(&lookup) {
-                    rules.add(guest, Action::Redirect(scope.dns.port), reason);
+                    rules.add(guest, opened(scope.dns.port), reason);
                 }
             }
         }
@@ -141,13 +150,12 @@ fn bridges(rules: &mut Rules, intent: &RedirectIntent, scope: &Scope<'_>, arrive
         }
         let tcp = Match::Protocol(Protocol::Tcp);
         for net in &bridge.local_cidrs {
-            let action = if arrive { Action::Goto("arrive".into()) } else { Action::Return };
             let to = Match::Destination(net.trunc());
-            rules.add([by(), tcp.clone(), to], action, "between guests");
+            rules.add([by(), tcp.clone(), to], arrived.clone(), "between guests");
         }
         for guest in guests(&[tcp]) {
             let reason = "a guest's connections go to the proxy";
-            rules.add(guest, Action::Redirect(scope.outbound.port), reason);
+            rules.add(guest, opened(scope.outbound.port), reason);
         }
     }
 }

@@ -42,8 +42,16 @@ fn arriving(intent: &RedirectIntent, scopes: &[&Scope<'_>]) -> Vec<Chain> {
     // The hairpin is redirected where it is sent; everything else on lo is the proxy's delivery and its answers.
     before.add([Match::InInterface(Interface::lo())], Action::Return, "loopback is this namespace itself");
     before.add([Match::NotProtocol(Protocol::Tcp)], Action::Return, "only TCP is handed over");
-    let (rules, more) = inbound::arrivals(scopes, "hand_over", "hand_over_arrive");
+    let (mut rules, more) = inbound::arrivals(scopes, "hand_over", "hand_over_arrive");
     chains.extend(more);
+    if let ([scope], false) = (scopes, intent.bridges.is_empty()) {
+        // What guests open is redirected later, and only what arrives is handed over.
+        let arrive = Action::Goto("hand_over_arrive".into());
+        let mut guests = Rules::default();
+        inbound::bridges(&mut guests, intent, scope, &[Protocol::Tcp], &arrive, |_| Action::Return);
+        guests.add([], arrive, "connections that arrive");
+        chains.push(std::mem::replace(&mut rules, guests).named("hand_over_arrive".into()));
+    }
     let hook = Hook { kind: HookKind::Filter, point: HookPoint::Prerouting, priority: MANGLE };
     chains.extend(hook_interfaces(intent, before, rules, ("tproxy_in", "tproxy_in_included"), hook));
     chains
