@@ -107,7 +107,7 @@ fn legacy_tables() -> bool {
 }
 
 /// Whether iptables of a kind holds rules of ours. Starts a program only where the old tables are in use.
-fn left_over(variant: Variant) -> Result<bool, Error> {
+pub(crate) fn left_over(variant: Variant) -> Result<bool, Error> {
     match variant {
         Variant::Nft => Ok(nft::works()? && nft::holds_chains(&Table::ALL.map(Table::name), &DISPATCHERS)?),
         Variant::Legacy if legacy_tables() => match iptables::in_use(Variant::Legacy) {
@@ -168,6 +168,11 @@ pub(crate) fn remove() -> Result<bool, Error> {
         removed |= nft::remove()?;
     }
     Ok(removed)
+}
+
+/// Removes what iptables left, of either kind.
+pub(crate) fn remove_iptables() -> Result<bool, Error> {
+    remove_others(Chosen::Nftables)
 }
 
 /// What is in place, by whichever backend.

@@ -3,6 +3,7 @@
 //! * `fields`, `layers`, `options`: from files, annotations, variables and flags to one redirect.
 //! * `kumactl`: the same from kumactl's arguments.
 //! * `place`: where to work.
+//! * `probation`: changes that wait to be confirmed.
 //! * `watch`: a command of its own.
 
 mod fields;
@@ -10,6 +11,7 @@ mod kumactl;
 mod layers;
 mod options;
 mod place;
+mod probation;
 mod watch;
 
 use std::io::Write as _;
@@ -25,6 +27,7 @@ use crate::intent::RedirectIntent;
 use crate::plan::{Family, Plan};
 use options::Options;
 use place::Place;
+use probation::{Confirm, RunDir};
 
 /// Exit code for a document or flag that is wrong; the same as for wrong usage.
 const EXIT_INVALID: u8 = 2;
@@ -83,6 +86,8 @@ enum Command {
         /// What puts the rules in place: auto, nftables, iptables, iptables-nft, iptables-legacy
         #[arg(long, env = "URSA_BACKEND", default_value_t)]
         backend: Backend,
+        #[command(flatten)]
+        confirm: Confirm,
         /// Print the resulting document with each value's source and change nothing; the same as `config`
         #[arg(long)]
         print_config: bool,
@@ -91,7 +96,18 @@ enum Command {
     Remove {
         #[command(flatten)]
         place: Place,
+        #[command(flatten)]
+        run_dir: RunDir,
     },
+    /// Keep what `apply --confirm` put in place
+    Confirm {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        run_dir: RunDir,
+    },
+    #[command(hide = true)]
+    Guard(probation::GuardArguments),
     /// Show what is in place, with packet counters
     Show {
         #[command(flatten)]
@@ -134,6 +150,8 @@ enum Command {
         /// What puts the rules in place: auto, nftables, iptables, iptables-nft, iptables-legacy
         #[arg(long, env = "URSA_BACKEND", default_value_t)]
         backend: Backend,
+        #[command(flatten)]
+        confirm: Confirm,
         /// Print the resulting document and change nothing
         #[arg(long)]
         print_config: bool,
@@ -184,16 +202,21 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Apply { place, options, print_config: true, .. } => {
             config(&mut out, &place, &options, false)?;
         }
-        Command::Apply { place, options, backend, .. } => {
-            apply(&mut out, &place, options.resolve()?.0, backend)?;
+        Command::Apply { place, options, backend, confirm, .. } => {
+            apply(&mut out, &place, options.resolve()?.0, backend, &confirm)?;
         }
-        Command::Remove { place } => {
+        Command::Remove { place, run_dir } => {
             let netns = place.open()?;
             drop_capabilities()?;
+            run_dir.settle(&netns)?;
             let text =
                 if netns.run(crate::remove)?? { "the redirect is removed" } else { "there was no redirect" };
             writeln!(out, "{text}")?;
         }
+        Command::Confirm { place, run_dir } => {
+            writeln!(out, "{}", probation::confirm(&place, &run_dir)?)?;
+        }
+        Command::Guard(arguments) => probation::run_guard(&arguments)?,
         Command::Show { place } => {
             let netns = place.look()?;
             drop_capabilities()?;
@@ -219,7 +242,7 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
             }
         }
         Command::Config { place, options, json } => config(&mut out, &place, &options, json)?,
-        Command::TransparentProxy { place, arguments, backend, print_config } => {
+        Command::TransparentProxy { place, arguments, backend, confirm, print_config } => {
             let resolved = arguments.resolve()?;
             for warning in &resolved.warnings {
                 eprintln!("ursa-init: warning: {}: {}", warning.field, warning.message);
@@ -229,7 +252,7 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
             } else if resolved.dry_run {
                 script(&mut out, &Plan::compile(&resolved.intent)?)?;
             } else {
-                apply(&mut out, &place, resolved.intent, backend)?;
+                apply(&mut out, &place, resolved.intent, backend, &confirm)?;
             }
         }
         Command::Watch { place, options, watch } => watch::run(&place, &options, &watch)?,
@@ -256,15 +279,21 @@ fn apply(
     place: &Place,
     mut intent: RedirectIntent,
     backend: Backend,
+    confirm: &Confirm,
 ) -> anyhow::Result<()> {
     let netns = place.open()?;
     place.keep_ssh(&netns, &mut intent, None)?;
     let plan = Plan::compile(&intent)?;
     drop_capabilities()?;
-    let applied = netns.run(|| crate::apply_with(&plan, backend))??;
+    let (applied, more) =
+        confirm.around(place, &netns, || Ok(netns.run(|| crate::apply_with(&plan, backend))??))?;
     let text =
         if applied.changed() { "the redirect is in place" } else { "the redirect was in place already" };
-    Ok(writeln!(out, "{text}")?)
+    writeln!(out, "{text}")?;
+    if let Some(more) = more {
+        writeln!(out, "{more}")?;
+    }
+    Ok(())
 }
 
 /// Prints the document and where its values come from.

@@ -7,6 +7,7 @@
 //! * [`backend`]: which of both serves a namespace.
 //! * [`routes`]: mesh addresses routed to `lo`, so that they never leave, with or without rules.
 //! * [`watch`]: keeping it in place.
+//! * [`confirm`]: changes that are rolled back unless somebody confirms them.
 //! * [`ssh`]: the operator's way in, which is left alone.
 //! * [`netns`]: running all that in another network namespace.
 //!
@@ -23,6 +24,7 @@
 pub mod backend;
 mod cgroup;
 pub mod cli;
+pub mod confirm;
 mod error;
 pub mod intent;
 pub mod iptables;

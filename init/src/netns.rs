@@ -64,6 +64,17 @@ impl Netns {
         }
     }
 
+    /// What tells this namespace from others as long as it lives: its device and number.
+    pub fn id(&self) -> Result<(u64, u64), Error> {
+        let metadata = self.file.metadata().map_err(|source| Error::Namespace {
+            what: "inspect",
+            path: self.path.clone(),
+            hint: Hint(""),
+            source,
+        })?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+
     /// Whether this is the namespace that the calling process runs in.
     pub fn is_own(&self) -> Result<bool, Error> {
         self.is_that_of("/proc/self/ns/net")

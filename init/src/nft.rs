@@ -7,6 +7,7 @@ mod compat;
 mod encode;
 pub mod expr;
 mod ruleset;
+mod saved;
 mod script;
 
 use std::collections::BTreeSet;
@@ -20,12 +21,12 @@ use crate::netlink::{
 };
 use crate::plan::Plan;
 use encode::Layout;
-use expr::Expr;
 use ruleset::{ChainDef, HookDef, RuleDef, TableFamily, difference};
 
 pub(crate) use compat::{holds_chains, works};
 pub(crate) use ruleset::difference as text_difference;
 pub use ruleset::{Counters, Ruleset};
+pub use saved::{Saved, restore, save};
 pub use script::script;
 
 /// The name of our table; everything in it is ours, nothing outside it is.
@@ -376,13 +377,7 @@ fn chain(family: TableFamily, payload: &[u8]) -> Option<ChainDef> {
 fn rule(family: TableFamily, payload: &[u8]) -> Option<RuleDef> {
     let list = attribute(payload, 4).unwrap_or_default();
     let user_data = attribute(payload, 7).unwrap_or_default();
-    let (exprs, packets) = Expr::decode_list(list);
-    let comment = match user_data {
-        [0, len, rest @ ..] => text(rest.get(..usize::from(*len))?),
-        _ => String::new(),
-    };
-    let raw = Some((list.to_vec(), user_data.to_vec()));
-    Some(RuleDef { family, chain: attribute(payload, 2).map(text)?, exprs, comment, packets, raw })
+    RuleDef::dumped(family, attribute(payload, 2).map(text)?, list, user_data)
 }
 
 const fn nf(message: u16) -> u16 {

@@ -11,6 +11,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::intent::{Cgroup, Ids, Interface, Ports};
 
@@ -33,7 +34,7 @@ pub struct Plan {
 }
 
 /// Packets with a mark are looked up in a table of their own, in which everything is local.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyRoute {
     /// The mark.
     pub mark: u32,

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use self::kernel::Kernel;
 use crate::error::{Error, Hint, libc_errno};
 use crate::nft::text_difference;
-use crate::plan::{Family, Plan};
+use crate::plan::{Family, Plan, PolicyRoute};
 
 /// Who made a route or address: shown by `ip route` as `proto 117`.
 pub const PROTOCOL: u8 = 117;
@@ -79,6 +79,33 @@ impl Found {
     /// One line per route and address of ours.
     pub fn lines(&self) -> Vec<String> {
         self.ours.iter().map(ToString::to_string).collect()
+    }
+
+    /// A plan without rules that would make these routes and addresses.
+    pub fn plan(&self) -> Plan {
+        let mut plan = Plan {
+            chains: Vec::new(),
+            local_routes: Vec::new(),
+            loopback_addresses: Vec::new(),
+            policy_route: None,
+        };
+        for item in &self.ours {
+            match item {
+                Item::Route(net) => plan.local_routes.push(*net),
+                Item::Address(address) => plan.loopback_addresses.push(*address),
+                // Says nothing that its rule doesn't.
+                Item::Everything(..) => {}
+                Item::Rule(family, mark, table) => {
+                    let new = PolicyRoute { mark: *mark, table: *table, ipv4: false, ipv6: false };
+                    let route = plan.policy_route.get_or_insert(new);
+                    match family {
+                        Family::V4 => route.ipv4 = true,
+                        Family::V6 => route.ipv6 = true,
+                    }
+                }
+            }
+        }
+        plan
     }
 }
 

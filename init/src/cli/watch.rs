@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::options::Options;
 use super::place::Place;
+use super::probation::RunDir;
 use crate::backend::Backend;
 use crate::intent::RedirectIntent;
 use crate::plan::Plan;
@@ -26,6 +27,8 @@ pub(super) struct Arguments {
     /// Write the state here, as JSON [default: /run/ursa/redirect.json with --host, else nowhere]
     #[arg(long, env = "URSA_STATUS", value_name = "FILE")]
     status: Option<PathBuf>,
+    #[command(flatten)]
+    run_dir: RunDir,
     /// How often to look without being told of a change, in seconds
     #[arg(long, env = "URSA_INTERVAL", value_name = "SECONDS", default_value = "30",
           value_parser = clap::value_parser!(u64).range(1..=86400))]
@@ -53,6 +56,7 @@ pub(super) fn run(place: &Place, options: &Options, arguments: &Arguments) -> an
         let (intent, _) = options.resolve().map_err(|error| format!("{error:#}"))?;
         plan(intent).map_err(|error| error.to_string())
     };
+    arguments.run_dir.settle(&netns)?;
     let tell = |message: &str| eprintln!("ursa-init: {message}");
     let watch = Watch {
         plan: first,

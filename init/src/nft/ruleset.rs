@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::expr::{self, Expr};
+use crate::netlink::text;
 use crate::plan;
 
 /// The families of tables that we use, in the kernel's numbers.
@@ -103,6 +104,17 @@ impl RuleDef {
     pub(super) fn new(chain: &ChainDef, exprs: Vec<Expr>, comment: &str) -> Self {
         let (family, chain, comment) = (chain.family, chain.name.clone(), comment.to_owned());
         Self { family, chain, exprs, comment, packets: 0, raw: None }
+    }
+
+    /// A rule as the kernel dumps it.
+    pub(super) fn dumped(family: TableFamily, chain: String, list: &[u8], user_data: &[u8]) -> Option<Self> {
+        let (exprs, packets) = Expr::decode_list(list);
+        let comment = match user_data {
+            [0, len, rest @ ..] => text(rest.get(..usize::from(*len))?),
+            _ => String::new(),
+        };
+        let raw = Some((list.to_vec(), user_data.to_vec()));
+        Some(Self { family, chain, exprs, comment, packets, raw })
     }
 
     fn line(&self, counters: Counters) -> String {

@@ -1,0 +1,302 @@
+//! Rules on probation: what was in place before comes back unless somebody confirms in time.
+//!
+//! What was there before is on disk before anything changes. Two processes of their own session, `guard` and its
+//! twin, wait for the deadline; a closed terminal doesn't reach them. Each sees at once when the other one dies, and
+//! then rolls back without waiting: one `kill -9`, whomever it hits, never leaves unconfirmed rules behind. A polite
+//! signal rolls back at once too. Whoever kills both in the same instant leaves the file, and the next `apply`,
+//! `confirm`, `remove` or `watch` rolls back before it does anything else. A reboot takes rules and file along.
+
+mod guard;
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+pub use guard::{Guard, Outcome, guard};
+
+use crate::backend;
+use crate::error::Error;
+use crate::iptables::Variant;
+use crate::netns::Netns;
+use crate::nft;
+use crate::plan::{Plan, PolicyRoute};
+use crate::routes;
+
+/// Why a probation can't begin or end.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfirmError {
+    /// The kernel refused.
+    #[error(transparent)]
+    Redirect(#[from] Error),
+    /// A file can't be used.
+    #[error("can't {what} {}", path.display())]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another probation runs.
+    #[error(
+        "another change still waits to be confirmed for {0} s: run `ursa-init confirm`, or wait until it is rolled back"
+    )]
+    Pending(u64),
+    /// Nothing waits.
+    #[error("nothing waits to be confirmed{0}")]
+    Nothing(String),
+    /// The deadline has passed.
+    #[error(
+        "too late: the rules from before are in place again. Apply once more and confirm within the time"
+    )]
+    TooLate,
+    /// Rules of the iptables backend are in place.
+    #[error(
+        "the redirect in place was made by iptables, which can't be put back byte for byte: `ursa-init remove` first, \
+         or apply without --confirm"
+    )]
+    Iptables,
+    /// The guards didn't start.
+    #[error("the guards that would roll back didn't start: {0}; nothing was changed")]
+    Guards(String),
+}
+
+/// What was in place before.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Before {
+    rules: Option<nft::Saved>,
+    routes: Vec<IpNet>,
+    addresses: Vec<IpAddr>,
+    policy: Option<PolicyRoute>,
+}
+
+impl Before {
+    /// Reads it in the calling thread's namespace.
+    fn read() -> Result<Self, ConfirmError> {
+        for variant in [Variant::Nft, Variant::Legacy] {
+            if backend::left_over(variant)? {
+                return Err(ConfirmError::Iptables);
+            }
+        }
+        let routes = routes::read_back()?.plan();
+        Ok(Self {
+            rules: nft::save()?,
+            routes: routes.local_routes,
+            addresses: routes.loopback_addresses,
+            policy: routes.policy_route,
+        })
+    }
+
+    /// Puts it back in the calling thread's namespace.
+    fn restore(&self) -> Result<(), Error> {
+        let plan = Plan {
+            chains: Vec::new(),
+            local_routes: self.routes.clone(),
+            loopback_addresses: self.addresses.clone(),
+            policy_route: self.policy,
+        };
+        match &self.rules {
+            None => drop(backend::remove()?),
+            saved => {
+                nft::restore(saved.as_ref())?;
+                backend::remove_iptables()?;
+            }
+        }
+        // Should a later step fail, what is left only closes.
+        let _ = routes::ensure(&plan)?;
+        Ok(())
+    }
+}
+
+/// A change that waits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Pending {
+    id: String,
+    /// In seconds since the machine started, suspended or not: no change of the clock moves it.
+    deadline: f64,
+    /// Device and number of the namespace.
+    netns: (u64, u64),
+    before: Before,
+}
+
+impl Pending {
+    fn left(&self) -> Duration {
+        Duration::try_from_secs_f64(self.deadline - uptime()).unwrap_or_default()
+    }
+}
+
+/// Where probations are kept.
+#[derive(Debug, Clone)]
+pub struct Probation {
+    folder: PathBuf,
+}
+
+/// Held while the state is looked at and changed.
+struct Locked<'a> {
+    probation: &'a Probation,
+    _lock: Flock<File>,
+}
+
+impl Probation {
+    /// Kept in this folder, such as `/run/ursa`.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.folder.join("confirm.json")
+    }
+
+    fn lock(&self) -> Result<Locked<'_>, ConfirmError> {
+        let path = self.folder.join("confirm.lock");
+        let fail = |source| ConfirmError::File { what: "lock", path: path.clone(), source };
+        std::fs::create_dir_all(&self.folder).map_err(fail)?;
+        let file = File::create(&path).map_err(fail)?;
+        let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| fail(errno.into()))?;
+        Ok(Locked { probation: self, _lock: lock })
+    }
+
+    /// Rolls back what is overdue because its guards were killed. Call it before changing anything; without a
+    /// folder there is nothing to do.
+    pub fn settle(&self, netns: &Netns) -> Result<bool, ConfirmError> {
+        if !self.state().exists() {
+            return Ok(false);
+        }
+        let locked = self.lock()?;
+        match locked.read()? {
+            Some(pending) if pending.deadline <= uptime() => locked.roll_back(netns, &pending).map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
+    /// Saves what is in place. The change may be made when its guards run; see [`Guard::spawn`].
+    pub fn begin(&self, netns: &Netns, time: Duration) -> Result<String, ConfirmError> {
+        self.settle(netns)?;
+        let locked = self.lock()?;
+        if let Some(pending) = locked.read()? {
+            return Err(ConfirmError::Pending(pending.left().as_secs() + 1));
+        }
+        let before = netns.run(Before::read)??;
+        let id = random().map_err(|source| ConfirmError::File {
+            what: "read",
+            path: "/dev/urandom".into(),
+            source,
+        })?;
+        let deadline = uptime() + time.as_secs_f64();
+        let _ = std::fs::remove_file(self.last());
+        locked.write(&Pending { id: id.clone(), deadline, netns: netns.id()?, before })?;
+        Ok(id)
+    }
+
+    /// Ends the probation: the rules stay.
+    pub fn confirm(&self, netns: &Netns) -> Result<(), ConfirmError> {
+        if !self.state().exists() {
+            return Err(self.nothing());
+        }
+        let locked = self.lock()?;
+        match locked.read()? {
+            None => Err(self.nothing()),
+            Some(pending) if pending.deadline <= uptime() => {
+                locked.roll_back(netns, &pending)?;
+                Err(ConfirmError::TooLate)
+            }
+            Some(_) => locked.forget(),
+        }
+    }
+
+    fn nothing(&self) -> ConfirmError {
+        let last = std::fs::read_to_string(self.last()).unwrap_or_default();
+        let text = if last.is_empty() {
+            format!(" in {}", self.folder.display())
+        } else {
+            format!(": {}", last.trim_end())
+        };
+        ConfirmError::Nothing(text)
+    }
+
+    /// What became of the last one that nobody confirmed.
+    fn last(&self) -> PathBuf {
+        self.folder.join("confirm.last")
+    }
+
+    /// Rolls back the change of this id, unless it was confirmed.
+    fn expire(&self, netns: &Netns, id: &str) -> Result<bool, ConfirmError> {
+        let locked = self.lock()?;
+        match locked.read()? {
+            Some(pending) if pending.id == id => locked.roll_back(netns, &pending).map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
+    /// Forgets the change of this id: it wasn't made.
+    pub fn cancel(&self, id: &str) -> Result<(), ConfirmError> {
+        let locked = self.lock()?;
+        if locked.read()?.is_some_and(|pending| pending.id == id) { locked.forget() } else { Ok(()) }
+    }
+
+    fn remaining(&self, id: &str) -> Result<Option<Duration>, ConfirmError> {
+        let pending = self.lock()?.read()?.filter(|pending| pending.id == id);
+        Ok(pending.map(|pending| pending.left()))
+    }
+}
+
+impl Locked<'_> {
+    fn fail(&self, what: &'static str) -> impl Fn(io::Error) -> ConfirmError {
+        let path = self.probation.state();
+        move |source| ConfirmError::File { what, path: path.clone(), source }
+    }
+
+    fn read(&self) -> Result<Option<Pending>, ConfirmError> {
+        let text = match std::fs::read(self.probation.state()) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.fail("read")(error)),
+        };
+        serde_json::from_slice(&text).map(Some).map_err(|error| self.fail("understand")(error.into()))
+    }
+
+    fn write(&self, pending: &Pending) -> Result<(), ConfirmError> {
+        let path = self.probation.state();
+        let new = path.with_extension("new");
+        let bytes = serde_json::to_vec(pending).map_err(io::Error::from).map_err(self.fail("write"))?;
+        std::fs::write(&new, bytes).and_then(|()| std::fs::rename(&new, &path)).map_err(self.fail("write"))
+    }
+
+    fn forget(&self) -> Result<(), ConfirmError> {
+        std::fs::remove_file(self.probation.state()).map_err(self.fail("remove"))
+    }
+
+    /// The file goes last: whoever dies in between leaves it to the next one.
+    fn roll_back(&self, netns: &Netns, pending: &Pending) -> Result<(), ConfirmError> {
+        // Of a namespace that is gone nothing is left to be put back.
+        if netns.id()? == pending.netns {
+            netns.run(|| pending.before.restore())??;
+        } else {
+            tracing::warn!("the change that was never confirmed was made in another network namespace");
+        }
+        let text = format!("the change {} wasn't confirmed in time and is rolled back\n", pending.id);
+        // Only tells; the rules are what counts.
+        let _ = std::fs::write(self.probation.last(), text);
+        self.forget()
+    }
+}
+
+/// Seconds since the machine started, including those that it slept.
+fn uptime() -> f64 {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    text.split(' ').next().and_then(|seconds| seconds.parse().ok()).unwrap_or_default()
+}
+
+fn random() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}")))
+}

@@ -1,0 +1,183 @@
+//! A change that nobody confirms is undone, whatever dies meanwhile.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use ursa_init::nft::{self, Counters};
+
+use crate::lab::Namespace;
+use crate::tool::{Done, init_in, inside, ok, run};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Everything that `ursa-init` could have changed.
+fn state(ns: &Namespace) -> String {
+    let rules = ns.run(nft::read_back).unwrap().map(|rules| rules.lines(Counters::Hide).join("\n"));
+    format!("{}{}", rules.unwrap_or_default(), ns.network())
+}
+
+/// A namespace with a redirect of before, and how it looks.
+fn before() -> (Namespace, tempfile::TempDir, String) {
+    let (ns, folder) = (Namespace::new(), tempfile::tempdir().unwrap());
+    ok(&mut with(&ns, folder.path(), &["apply", "--proxy-uid", "5678", "--outbound-port", "15101"]));
+    // What somebody added by hand comes back as well.
+    let done =
+        inside(&ns, "nft", &["add", "rule", "inet", "ursa", "output", "tcp", "dport", "7", "return"], "");
+    assert_eq!(done.code, 0, "{}", done.err);
+    let looks = state(&ns);
+    (ns, folder, looks)
+}
+
+fn with(ns: &Namespace, folder: &Path, args: &[&str]) -> Command {
+    let mut command = init_in(ns, args);
+    command.arg("--run-dir").arg(folder);
+    command
+}
+
+fn change(ns: &Namespace, folder: &Path, time: &str) -> String {
+    ok(&mut with(ns, folder, &["apply", "--proxy-uid", "5678", "--dns", "off", "--confirm", time]))
+}
+
+fn confirm(ns: &Namespace, folder: &Path) -> Done {
+    run(&mut with(ns, folder, &["confirm"]))
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// The guards of a run directory.
+fn guards(folder: &Path) -> Vec<Pid> {
+    let folder = folder.to_str().unwrap();
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let ours = processes.filter_map(|process| {
+        let line = std::fs::read(process.path().join("cmdline")).ok()?;
+        let words: Vec<_> = line.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
+        let guard = words.iter().any(|word| word == "guard") && words.iter().any(|word| word == folder);
+        guard.then(|| process.file_name().to_str()?.parse().ok().map(Pid::from_raw))?
+    });
+    ours.collect()
+}
+
+#[test]
+fn what_is_confirmed_stays() {
+    let (ns, folder, before) = before();
+    let text = change(&ns, folder.path(), "2s");
+    assert!(text.contains("in place") && text.contains("ursa-init confirm"), "{text}");
+    let after = state(&ns);
+    assert_ne!(after, before);
+    // Only one at a time.
+    let second = run(&mut with(&ns, folder.path(), &["apply", "--proxy-uid", "1", "--confirm", "9s"]));
+    assert!(second.code == 1 && second.err.contains("still waits to be confirmed"), "{}", second.err);
+    assert_eq!(confirm(&ns, folder.path()).code, 0);
+    until("the guards end", || guards(folder.path()).is_empty());
+    assert_eq!(state(&ns), after);
+    let again = confirm(&ns, folder.path());
+    assert!(again.code == 1 && again.err.contains("nothing waits"), "{}", again.err);
+}
+
+#[test]
+fn what_nobody_confirms_is_undone() {
+    let (ns, folder, before) = before();
+    change(&ns, folder.path(), "1s");
+    assert_ne!(state(&ns), before);
+    until("rolled back", || state(&ns) == before);
+    until("the guards end", || guards(folder.path()).is_empty());
+    let late = confirm(&ns, folder.path());
+    assert!(late.code == 1 && late.err.contains("is rolled back"), "{}", late.err);
+}
+
+#[test]
+fn without_rules_before_there_are_none_after() {
+    let (ns, folder) = (Namespace::new(), tempfile::tempdir().unwrap());
+    ns.ip("link set lo up");
+    let before = state(&ns);
+    change(&ns, folder.path(), "1s");
+    until("rolled back", || state(&ns) == before);
+}
+
+#[test]
+fn killing_one_guard_rolls_back_at_once() {
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        for victim in 0..2 {
+            let (ns, folder, before) = before();
+            change(&ns, folder.path(), "60m");
+            let both = guards(folder.path());
+            assert_eq!(both.len(), 2);
+            kill(both[victim], signal).unwrap();
+            until("rolled back", || state(&ns) == before);
+            until("the other guard ends", || guards(folder.path()).iter().all(|pid| is_zombie(*pid)));
+        }
+    }
+}
+
+fn is_zombie(pid: Pid) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+}
+
+#[test]
+fn a_closed_terminal_changes_nothing() {
+    let (ns, folder, _) = before();
+    change(&ns, folder.path(), "60m");
+    let after = state(&ns);
+    for guard in guards(folder.path()) {
+        kill(guard, Signal::SIGHUP).unwrap();
+    }
+    // Confirmed all the same: had one rolled back, there would be nothing to confirm.
+    assert_eq!(confirm(&ns, folder.path()).code, 0);
+    assert_eq!(state(&ns), after);
+    for guard in guards(folder.path()) {
+        let _ = kill(guard, Signal::SIGTERM);
+    }
+    until("the guards end", || guards(folder.path()).iter().all(|pid| is_zombie(*pid)));
+    assert_eq!(state(&ns), after, "confirmed is confirmed");
+}
+
+#[test]
+fn whoever_kills_both_guards_leaves_it_to_the_next_command() {
+    let (ns, folder, before) = before();
+    change(&ns, folder.path(), "2s");
+    let both = guards(folder.path());
+    // Stopped first, so that neither sees the other one die.
+    for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+        for pid in &both {
+            kill(*pid, signal).unwrap();
+        }
+    }
+    until("both are gone", || guards(folder.path()).iter().all(|pid| is_zombie(*pid)));
+    let late = {
+        let deadline = Instant::now() + Duration::from_millis(2200);
+        while Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        confirm(&ns, folder.path())
+    };
+    assert!(late.code == 1 && late.err.contains("too late"), "{}", late.err);
+    assert_eq!(state(&ns), before);
+}
+
+#[test]
+fn a_change_that_fails_waits_for_nothing() {
+    let (ns, folder, before) = before();
+    let mut apply = with(&ns, folder.path(), &["apply", "--confirm", "60m"]);
+    apply.args([
+        "--workload",
+        "{name: web, slices: [no-such.slice], proxyUids: [5], inbound: {includePorts: [80]}}",
+    ]);
+    let done = run(&mut apply);
+    assert!(done.code == 1 && done.err.contains("no-such.slice"), "{}", done.err);
+    assert_eq!(state(&ns), before);
+    assert!(confirm(&ns, folder.path()).err.contains("nothing waits"));
+    for guard in guards(folder.path()) {
+        let _ = kill(guard, Signal::SIGTERM);
+    }
+    until("the guards end", || guards(folder.path()).iter().all(|pid| is_zombie(*pid)));
+    assert_eq!(state(&ns), before);
+}
