@@ -4,11 +4,14 @@
 //! * [`containerd`]: its CRI, as kubelet uses it; [`cri`] holds the calls.
 //! * [`podman`]: with the CNI backend.
 //! * [`driver`]: what libcni does, for the verbs that these runtimes never call.
+//! * [`daemonset`]: containers of a manifest, as kubelet runs them; [`churn`]: pods that come and go meanwhile.
 //! * [`network`]: the conflists; [`image`]: the one image.
 //! * [`ground`]: control plane, agent and a runtime together; [`storm`]: very many pods on it.
 
+pub mod churn;
 pub mod containerd;
 pub mod cri;
+pub mod daemonset;
 pub mod driver;
 pub mod ground;
 pub mod image;

@@ -88,11 +88,17 @@ impl Containerd {
 
     /// Whether `NetworkReady`, and why not.
     pub fn network_ready(&self) -> anyhow::Result<(bool, String)> {
-        let status: cri::StatusResponse = self.call("Status", cri::Empty {})?;
+        let status: cri::StatusResponse = self.call("Status", cri::StatusRequest { verbose: false })?;
         let conditions = status.status.unwrap_or_default().conditions;
         let network = conditions.into_iter().find(|condition| condition.kind == "NetworkReady");
         let network = network.context("containerd says nothing of the network")?;
         Ok((network.status, network.message))
+    }
+
+    /// The conflists that it has read.
+    pub fn conflists(&self) -> anyhow::Result<String> {
+        let status: cri::StatusResponse = self.call("Status", cri::StatusRequest { verbose: true })?;
+        Ok(status.info.get("cniconfig").cloned().unwrap_or_default())
     }
 
     /// The sandboxes that it knows.
@@ -155,7 +161,10 @@ impl Containerd {
             }),
             port_mappings: ports.into_iter().collect(),
             annotations,
-            linux: Some(cri::LinuxPodSandboxConfig { cgroup_parent: machine.cgroup.clone() }),
+            linux: Some(cri::LinuxPodSandboxConfig {
+                cgroup_parent: machine.cgroup.clone(),
+                ..cri::LinuxPodSandboxConfig::default()
+            }),
             ..cri::PodSandboxConfig::default()
         }
     }
@@ -189,6 +198,7 @@ impl Containerd {
             image: Some(cri::ImageSpec { image: image::NAME.to_owned() }),
             command: super::app(&pod.spec.name),
             mounts: mounts.collect(),
+            ..cri::ContainerConfig::default()
         };
         let question = cri::CreateContainerRequest {
             pod_sandbox_id: pod.id.clone(),

@@ -47,12 +47,37 @@ pub struct PortMapping {
     pub host_port: i32,
 }
 
+/// `NamespaceOption`.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct NamespaceOption {
+    /// [`NODE`] for the machine's own.
+    #[prost(int32, tag = "1")]
+    pub network: i32,
+}
+
+/// `NamespaceMode`'s value for what is the machine's own.
+pub const NODE: i32 = 2;
+
+/// `LinuxSandboxSecurityContext`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SandboxSecurity {
+    /// Whose namespaces.
+    #[prost(message, optional, tag = "1")]
+    pub namespace_options: Option<NamespaceOption>,
+    /// Whether its containers may be.
+    #[prost(bool, tag = "6")]
+    pub privileged: bool,
+}
+
 /// `LinuxPodSandboxConfig`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct LinuxPodSandboxConfig {
     /// Where the pod's control groups are made.
     #[prost(string, tag = "1")]
     pub cgroup_parent: String,
+    /// What it may.
+    #[prost(message, optional, tag = "2")]
+    pub security_context: Option<SandboxSecurity>,
 }
 
 /// `PodSandboxConfig`.
@@ -64,6 +89,9 @@ pub struct PodSandboxConfig {
     /// Its name.
     #[prost(string, tag = "2")]
     pub hostname: String,
+    /// Where its containers' logs are.
+    #[prost(string, tag = "3")]
+    pub log_directory: String,
     /// Its resolver.
     #[prost(message, optional, tag = "4")]
     pub dns_config: Option<DnsConfig>,
@@ -212,6 +240,52 @@ pub struct Mount {
     pub readonly: bool,
 }
 
+/// `Capability`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Capability {
+    /// Given.
+    #[prost(string, repeated, tag = "1")]
+    pub add: Vec<String>,
+    /// Taken.
+    #[prost(string, repeated, tag = "2")]
+    pub drop: Vec<String>,
+}
+
+/// `SecurityProfile`; the runtime's own.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct SecurityProfile {}
+
+/// `LinuxContainerSecurityContext`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerSecurity {
+    /// More and fewer than usual.
+    #[prost(message, optional, tag = "1")]
+    pub capabilities: Option<Capability>,
+    /// All of them, and the machine's devices.
+    #[prost(bool, tag = "2")]
+    pub privileged: bool,
+    /// As the sandbox.
+    #[prost(message, optional, tag = "3")]
+    pub namespace_options: Option<NamespaceOption>,
+    /// Its files can't be changed.
+    #[prost(bool, tag = "7")]
+    pub readonly_rootfs: bool,
+    /// No program of it gets more than it has.
+    #[prost(bool, tag = "11")]
+    pub no_new_privs: bool,
+    /// Which system calls are allowed.
+    #[prost(message, optional, tag = "15")]
+    pub seccomp: Option<SecurityProfile>,
+}
+
+/// `LinuxContainerConfig`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LinuxContainerConfig {
+    /// What it may.
+    #[prost(message, optional, tag = "2")]
+    pub security_context: Option<ContainerSecurity>,
+}
+
 /// `ContainerConfig`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ContainerConfig {
@@ -227,6 +301,45 @@ pub struct ContainerConfig {
     /// What it sees of the machine.
     #[prost(message, repeated, tag = "7")]
     pub mounts: Vec<Mount>,
+    /// Its log, below the sandbox's folder; none if empty.
+    #[prost(string, tag = "11")]
+    pub log_path: String,
+    /// What it may.
+    #[prost(message, optional, tag = "15")]
+    pub linux: Option<LinuxContainerConfig>,
+}
+
+/// `ContainerStatus`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerStatus {
+    /// [`EXITED`] when it has ended.
+    #[prost(int32, tag = "3")]
+    pub state: i32,
+    /// How.
+    #[prost(int32, tag = "7")]
+    pub exit_code: i32,
+}
+
+/// `ContainerState`'s value for what has ended.
+pub const EXITED: i32 = 2;
+
+/// `ContainerStatusResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerStatusResponse {
+    /// Its state.
+    #[prost(message, optional, tag = "1")]
+    pub status: Option<ContainerStatus>,
+}
+
+/// `StopContainerRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct StopContainerRequest {
+    /// Which.
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    /// Seconds from SIGTERM to SIGKILL.
+    #[prost(int64, tag = "2")]
+    pub timeout: i64,
 }
 
 /// `CreateContainerRequest`.
@@ -271,6 +384,14 @@ pub struct ExecSyncResponse {
     pub exit_code: i32,
 }
 
+/// `StatusRequest`.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct StatusRequest {
+    /// With `info`.
+    #[prost(bool, tag = "1")]
+    pub verbose: bool,
+}
+
 /// `RuntimeCondition`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RuntimeCondition {
@@ -299,6 +420,9 @@ pub struct StatusResponse {
     /// What is ready.
     #[prost(message, optional, tag = "1")]
     pub status: Option<RuntimeStatus>,
+    /// What containerd adds, as JSON: under `cniconfig` the conflists that it has read.
+    #[prost(map = "string, string", tag = "2")]
+    pub info: HashMap<String, String>,
 }
 
 /// Makes one call of the runtime service.

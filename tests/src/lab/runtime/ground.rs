@@ -45,17 +45,37 @@ impl<R: Runtime> Ground<R> {
         services: &[&str],
         runtime: impl FnOnce(&Lab, &Machine, &Networks) -> anyhow::Result<R>,
     ) -> anyhow::Result<Self> {
+        Self::set_up(services, true, |_| {}, runtime)
+    }
+
+    /// As [`Ground::start`], but the plugin is still to be installed.
+    pub fn bare(
+        services: &[&str],
+        runtime: impl FnOnce(&Lab, &Machine, &Networks) -> anyhow::Result<R>,
+    ) -> anyhow::Result<Self> {
+        Self::set_up(services, false, |_| {}, runtime)
+    }
+
+    /// As [`Ground::start`], with changes to the agent's configuration and a choice whether the plugin is in the chain.
+    pub fn set_up(
+        services: &[&str],
+        installed: bool,
+        agent: impl FnOnce(&mut Value),
+        runtime: impl FnOnce(&Lab, &Machine, &Networks) -> anyhow::Result<R>,
+    ) -> anyhow::Result<Self> {
         let mut lab = Lab::new(&Programs::discover()?)?;
         let set_up = |lab: &mut Lab| {
             let control = Control::start(lab)?;
             let machine = Machine::boot(lab, "node")?;
-            let node = Node::join_on(lab, &machine, "node", &control.ticket(services)?, |_| {})?;
-            let networks = Networks::new(lab, &node.run_dir())?;
+            let node = Node::join_on(lab, &machine, "node", &control.ticket(services)?, agent)?;
+            let networks = Networks::new(lab, &node.run_dir(), installed)?;
             let ursa = networks.ursa();
             let mut silent = ursa.clone();
             silent.as_object_mut().context("invariant: an object")?.remove("annotations");
-            networks.write("10-pods.conflist", &networks.conflist(PODS_NETWORK, 0, Some(ursa)))?;
-            networks.write("20-plain.conflist", &networks.conflist(PLAIN_NETWORK, 1, Some(silent)))?;
+            networks
+                .write("10-pods.conflist", &networks.conflist(PODS_NETWORK, 0, installed.then_some(ursa)))?;
+            let plain = networks.conflist(PLAIN_NETWORK, 1, installed.then_some(silent));
+            networks.write("20-plain.conflist", &plain)?;
             let outside = program::serve(lab, &lab.net.bridge_host(), "outside", OUTSIDE)?;
             let runtime = runtime(lab, &machine, &networks)?;
             Ok((runtime, node, control, outside, machine, networks))

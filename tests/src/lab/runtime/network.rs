@@ -29,23 +29,29 @@ pub struct Networks {
     pub conf_dir: PathBuf,
     /// Where the plugins are.
     pub bin_dir: PathBuf,
+    /// The machine's root, as far as the mesh's installer is concerned; both folders are in it.
+    pub root: PathBuf,
     run_dir: PathBuf,
 }
 
 impl Networks {
-    /// Gathers Debian's plugins and ours in one folder.
-    pub fn new(lab: &Lab, run_dir: &Path) -> anyhow::Result<Self> {
-        let (conf_dir, bin_dir) = (lab.dir().join("net.d"), lab.dir().join("plugins"));
-        create_open(&conf_dir)?;
-        create_open(&bin_dir)?;
+    /// Gathers Debian's plugins in one folder, and ours unless it is yet to be installed.
+    pub fn new(lab: &Lab, run_dir: &Path, installed: bool) -> anyhow::Result<Self> {
+        let root = lab.dir().join("root");
+        let (conf_dir, bin_dir) = (root.join("etc/cni/net.d"), root.join("opt/cni/bin"));
+        for dir in [&root, &conf_dir, &bin_dir] {
+            create_open(dir)?;
+        }
         for plugin in ["bridge", "host-local", "portmap", "loopback"] {
             let path = Path::new(DEBIAN).join(plugin);
             anyhow::ensure!(path.exists(), "{} is missing: run scripts/need-tools.sh", path.display());
             link(&path, &bin_dir.join(plugin))?;
         }
-        link(&lab.programs.path("ursa-cni"), &bin_dir.join("ursa-cni"))?;
+        if installed {
+            link(&lab.programs.path("ursa-cni"), &bin_dir.join("ursa-cni"))?;
+        }
         link(&lab.programs.path("lab-app"), &bin_dir.join(PREPARED))?;
-        Ok(Self { conf_dir, bin_dir, run_dir: run_dir.to_owned() })
+        Ok(Self { conf_dir, bin_dir, root, run_dir: run_dir.to_owned() })
     }
 
     /// Our plugin's part: pods are meshed, except those in [`PLAIN`].
