@@ -301,7 +301,8 @@ pub struct Interfaces {
     pub exclude: Vec<Interface>,
 }
 
-/// An interface behind which guests live. Their lookups and the connections that they open go to the proxy.
+/// An interface behind which guests live. Their lookups and the connections that they open go to the proxy, the
+/// latter only to `outbound.includeCidrs` where these are given; exclusions are the workload's own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Bridge {

@@ -153,9 +153,19 @@ pub(super) fn bridges(
             let to = Match::Destination(net.trunc());
             rules.add([by(), tcp.clone(), to], arrived.clone(), "between guests");
         }
+        let reason = "a guest's connections go to the proxy";
+        let to_proxy = opened(scope.outbound.port);
+        if scope.outbound.include_cidrs.is_empty() {
+            for guest in guests(&[tcp]) {
+                rules.add(guest, to_proxy.clone(), reason);
+            }
+            continue;
+        }
+        for net in intent.vip_ranges.iter().chain(&scope.outbound.include_cidrs) {
+            rules.add([by(), tcp.clone(), Match::Destination(net.trunc())], to_proxy.clone(), reason);
+        }
         for guest in guests(&[tcp]) {
-            let reason = "a guest's connections go to the proxy";
-            rules.add(guest, opened(scope.outbound.port), reason);
+            rules.add(guest, Action::Return, "a guest's connections to elsewhere");
         }
     }
 }

@@ -9,7 +9,8 @@ use crate::intent::{DnsCapture, Transport};
 
 /// The chains that redirect what local processes open.
 pub(super) fn chains(intent: &RedirectIntent, scopes: &[Scope<'_>]) -> Vec<Chain> {
-    if !scopes.iter().any(|s| s.outbound.enabled || s.dns.enabled) {
+    // The hairpin is what arrives, though a local process sends it.
+    if !scopes.iter().any(|s| s.outbound.enabled || s.dns.enabled || s.inbound.enabled) {
         return Vec::new();
     }
     let mut chains = Vec::new();
