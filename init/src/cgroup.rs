@@ -51,6 +51,24 @@ impl Cgroups {
     }
 }
 
+/// The cgroup of a number, so many levels below the root. One that is gone is told by its number.
+pub(crate) fn by_number(number: u64, level: u32) -> Option<Cgroup> {
+    fn find(folder: &Path, number: u64, levels: u32) -> Option<PathBuf> {
+        if levels == 0 {
+            let found = std::fs::metadata(folder).is_ok_and(|metadata| metadata.ino() == number);
+            return found.then(|| folder.to_owned());
+        }
+        let below =
+            std::fs::read_dir(folder).ok()?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+        below.map(|entry| entry.path()).find_map(|path| find(&path, number, levels - 1))
+    }
+    let found = cgroup2_root().ok().and_then(|root| {
+        let path = find(&root, number, level)?;
+        path.strip_prefix(&root).ok()?.to_str()?.parse().ok()
+    });
+    found.or_else(|| format!("gone-{number}").parse().ok())
+}
+
 /// Where the unified hierarchy is mounted.
 fn cgroup2_root() -> Result<PathBuf, Error> {
     let path = Path::new("/proc/self/mountinfo");

@@ -4,8 +4,9 @@
 //! * `kumactl`: the same from kumactl's arguments.
 //! * `place`: where to work.
 //! * `probation`: changes that wait to be confirmed.
-//! * `watch`: a command of its own.
+//! * `explain`, `watch`: a command each.
 
+mod explain;
 mod fields;
 mod kumactl;
 mod layers;
@@ -123,6 +124,17 @@ enum Command {
         #[arg(long, env = "URSA_BACKEND", default_value_t)]
         backend: Backend,
     },
+    /// Say which rule decides about a packet, where it lands, and what would change that
+    ///
+    /// Asks the rules in place (needs rights), or the document where one is given (needs none).
+    Explain {
+        #[command(flatten)]
+        packet: explain::Arguments,
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        options: Options,
+    },
     /// Print the rules of the document as text; needs no rights
     Render {
         #[command(flatten)]
@@ -232,6 +244,7 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
             print(&mut out, &lines)?;
             return Ok(if lines.is_empty() { 0 } else { EXIT_DIFFERENT });
         }
+        Command::Explain { packet, place, options } => explain::run(&mut out, &place, &options, &packet)?,
         Command::Render { options, format } => {
             let plan = Plan::compile(&options.resolve()?.0)?;
             match format {

@@ -95,6 +95,11 @@ pub enum Error {
         /// What was odd.
         detail: String,
     },
+    /// A rule in our table isn't one that Ursa writes.
+    #[error(
+        "table inet ursa holds a rule that Ursa doesn't write: `{0}`; `ursa-init apply` puts its own back"
+    )]
+    ForeignRule(String),
     /// Other programs kept changing rules meanwhile.
     #[error(
         "rules were changed by other programs {attempts} times while Ursa was writing its own; nothing was changed. \

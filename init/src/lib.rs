@@ -6,6 +6,7 @@
 //! * [`iptables`]: the iptables backend, for what can't have nf_tables.
 //! * [`backend`]: which of both serves a namespace.
 //! * [`routes`]: mesh addresses routed to `lo`, so that they never leave, with or without rules.
+//! * [`explain`]: which rule decides about a packet, and what would change that.
 //! * [`watch`]: keeping it in place.
 //! * [`confirm`]: changes that are rolled back unless somebody confirms them.
 //! * [`ssh`]: the operator's way in, which is left alone.
@@ -26,6 +27,7 @@ mod cgroup;
 pub mod cli;
 pub mod confirm;
 mod error;
+pub mod explain;
 pub mod intent;
 pub mod iptables;
 mod netlink;
@@ -95,6 +97,15 @@ pub fn show() -> Result<Vec<String>, Error> {
     let mut lines = backend::show()?;
     lines.extend(routes::read_back()?.lines());
     Ok(lines)
+}
+
+/// What nftables and the routes hold in the calling thread's network namespace, as a plan; `None` when there are no
+/// rules of ours. Rules of the iptables backend can't be read so.
+pub fn in_place() -> Result<Option<Plan>, Error> {
+    let Some(rules) = nft::read_back()? else { return Ok(None) };
+    let mut plan = routes::read_back()?.plan();
+    plan.chains = rules.chains().map_err(Error::ForeignRule)?;
+    Ok(Some(plan))
 }
 
 /// The differences between what is in place and the plan: `-` lines are only in the kernel, `+` lines only in

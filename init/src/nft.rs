@@ -4,6 +4,7 @@
 //! refuses it and we start over. So two Ursas, or Ursa and a firewall, never mix their work.
 
 mod compat;
+mod decode;
 mod encode;
 pub mod expr;
 mod ruleset;

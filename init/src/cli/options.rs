@@ -119,6 +119,11 @@ impl FromArgMatches for Options {
 }
 
 impl Options {
+    /// Whether nothing at all was given.
+    pub(super) fn is_empty(&self) -> bool {
+        self.configs.is_empty() && self.annotations.is_none() && self.given.is_empty()
+    }
+
     /// Whether a document comes from standard input, which can be read only once.
     pub(super) fn reads_stdin(&self) -> bool {
         self.configs.iter().any(|path| path.as_os_str() == "-")

@@ -32,6 +32,11 @@ impl Place {
         Ok(Netns::open(&self.path())?)
     }
 
+    /// Looks at something inside. Where no other namespace is named that needs no right.
+    pub(super) fn inside<T: Send>(&self, netns: &Netns, f: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
+        if self.netns.is_none() { Ok(f()) } else { Ok(netns.run(f)?) }
+    }
+
     /// Opens the namespace to change it: it must not be the machine's own unless the operator said so.
     pub(super) fn open(&self) -> anyhow::Result<Netns> {
         let netns = self.look()?;
@@ -51,7 +56,7 @@ impl Place {
         if !self.host {
             return Ok(());
         }
-        let found = netns.run(ssh::ports)?;
+        let found = self.inside(netns, ssh::ports)?;
         ssh::keep(intent, &found.ports);
         if let Some(layers) = layers {
             layers.change(intent, &Source::Machine(found.evidence));
