@@ -28,6 +28,8 @@ pub struct ShimSpec {
     pub gid: u32,
     /// Network namespace to enter; the agent's own when absent.
     pub netns: Option<PathBuf>,
+    /// The port of its DNS.
+    pub dns_port: u16,
     /// Envoy's worker threads.
     pub concurrency: u32,
     /// The last-good directory, which the shim serves while no agent is attached. `uid` must be able to read it.

@@ -1,6 +1,7 @@
 //! What the operator wants redirected: one typed, validated document, read from YAML, JSON, flags or the agent.
 
 mod cgroup;
+mod combine;
 mod interface;
 pub mod kuma;
 mod span;
@@ -12,6 +13,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 pub use cgroup::{Cgroup, ParseCgroupError};
+pub use combine::Part;
 pub use interface::{Interface, ParseInterfaceError};
 pub use span::{Ids, ParseSpanError, Ports, Span};
 pub use validate::{InvalidIntent, Violation};

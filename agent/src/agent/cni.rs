@@ -130,7 +130,10 @@ impl CniAdd {
         let redirect = self.config.redirect.as_ref();
         let uid = redirect.and_then(|intent| intent.proxy_uids.first().copied()).unwrap_or(*POD_UIDS.start());
         let gid = redirect.and_then(|intent| intent.proxy_gids.first().copied());
-        dataplane["ursa"] = json!({ "netns": self.netns, "proxyUid": uid, "proxyGid": gid });
+        // Envoy and the shim listen where the redirect leads to.
+        let redirect = redirect.cloned().unwrap_or_default();
+        dataplane["ursa"] =
+            json!({ "netns": self.netns, "proxyUid": uid, "proxyGid": gid, "redirect": redirect });
         let origin = Origin::Cni(self.container_id.clone());
         let mut spec =
             WorkloadSpec::from_value(dataplane, origin, config).map_err(|error| error.to_string())?;
@@ -192,13 +195,16 @@ mod tests {
             "container_id": "c1", "netns": "/run/netns/x", "ifname": "eth0",
             "args": {"K8S_POD_NAME": "web-0", "K8S_POD_NAMESPACE": "shop"},
             "annotations": {"kuma.io/workload": "web", "ursa.io/ports": "8080/http, 9090"},
-            "ips": ["10.0.0.9"], "config": {"redirect": {"proxyUids": [77]}, "type": "ursa-cni"}
+            "ips": ["10.0.0.9"], "type": "ursa-cni",
+            "config": {"redirect": {"proxyUids": [77], "inbound": {"port": 15106}, "dns": {"port": 15153}}}
         }))
         .unwrap();
         assert_eq!((spec.name.as_str(), spec.mesh.as_str(), spec.uid), ("web-0.shop", "default", 77));
         assert_eq!(spec.cluster(), "web");
         assert_eq!(spec.dataplane["networking"]["inbound"].as_array().unwrap().len(), 2);
         assert!(spec.redirect.is_none(), "the plugin's work");
+        let inbound = spec.dataplane.pointer("/networking/transparentProxying/redirectPortInbound");
+        assert_eq!((inbound, spec.dns_port), (Some(&15106.into()), 15153), "where the redirect leads to");
     }
 
     #[test]

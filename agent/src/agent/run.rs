@@ -17,7 +17,7 @@ use super::control::Control;
 use super::session::{Inspector, Session};
 use super::socket::{AgentSocket, Parts};
 use super::supervisor::Supervisor;
-use super::workload::{Shared, WorkloadFiles, inspect};
+use super::workload::{Redirects, Shared, WorkloadFiles, inspect};
 use crate::launcher::Launcher;
 use crate::launcher::fork::{ForkConfig, ForkLauncher};
 use crate::shim::protocol::ADMIN_SOCKET;
@@ -48,6 +48,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         config: config.clone(),
         launcher,
         session: session.clone(),
+        redirects: Redirects::default(),
         links: control.watch(),
     });
     let (supervisor, supervisor_task) = Supervisor::start(shared, files, stop.clone());

@@ -1,5 +1,6 @@
 //! Which workloads live here: those of the files, those that CNI added, and none besides.
 
+mod namespaces;
 mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::namespaces::refuse_ambiguous;
 use self::users::{refuse_shared_users, user_of_pod};
 use super::cni::records;
 use super::control::chain;
@@ -263,6 +265,7 @@ impl Task {
             }
         }
         refuse_shared_users(&mut desired, &former, &mut scan.broken);
+        refuse_ambiguous(&mut desired, &former, &mut scan.broken);
         for broken in &scan.broken {
             if !self.broken.contains(broken) {
                 tracing::error!(path = %broken.path, error = %broken.error, former_version_runs = broken.running,
@@ -294,6 +297,10 @@ impl Task {
             };
             tracing::info!(workload = %id, "{why}; removing what a former agent left running");
             self.depart_former(id, former.clone());
+        }
+        // Before any of them writes rules: those of one must not open its neighbours.
+        for (_, spec) in desired.iter().filter(|(id, _)| !self.is_leaving(id)) {
+            self.shared.redirects.expect(spec);
         }
         for (id, spec) in desired {
             if self.is_leaving(&id) {
@@ -349,6 +356,7 @@ impl Task {
     /// Removes what a former agent left of a workload.
     fn depart_former(&mut self, id: &str, mut spec: WorkloadSpec) {
         spec.origin = Origin::Orphan;
+        self.shared.redirects.expect(&spec);
         let machine = Machine::start(Arc::clone(&self.shared), spec.clone());
         self.machines.insert(id.to_owned(), Running { spec, machine });
         self.depart(id, Vec::new());

@@ -314,6 +314,7 @@ impl Keeper {
             .arg(&spec.envoy)
             .args(["--uid", &spec.uid.to_string()])
             .args(["--gid", &spec.gid.to_string()])
+            .args(["--dns-port", &spec.dns_port.to_string()])
             .args(["--concurrency", &spec.concurrency.to_string()])
             .args(["--base-id", &base_id(dir).to_string()])
             .arg("--last-good")

@@ -82,6 +82,7 @@ impl Lab {
             uid: UID,
             gid: UID,
             netns: Some(Path::new("/run/netns").join(&self.name)),
+            dns_port: 15053,
             concurrency: 1,
             last_good: self.dir.path().join("last-good"),
             resolv_conf: self.dir.path().join("resolv.conf"),

@@ -17,9 +17,14 @@ enum Verb {
         name: String,
         #[arg(long)]
         port: u16,
+        #[arg(long, default_value_t = NOBODY)]
+        uid: u32,
     },
     /// Reads `get URL [HEADER: VALUE]`, `keep URL` and `name NAME` from standard input and prints one JSON line each.
-    Client,
+    Client {
+        #[arg(long, default_value_t = NOBODY)]
+        uid: u32,
+    },
     /// Asks all the time, and prints one JSON line per request.
     Load {
         #[arg(long)]
@@ -61,6 +66,8 @@ enum Verb {
 }
 
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// Whom programs run as that needn't be somebody.
+const NOBODY: u32 = 65534;
 
 fn main() -> anyhow::Result<()> {
     let name = std::env::args_os().next().map(std::path::PathBuf::from).unwrap_or_default();
@@ -83,13 +90,16 @@ fn main() -> anyhow::Result<()> {
         _ => None,
     };
     // An ordinary program isn't root. Group and user, in that order.
-    let uid = if let Verb::Connect { uid, .. } = &verb { *uid } else { 65534 };
+    let uid = match &verb {
+        Verb::Connect { uid, .. } | Verb::Serve { uid, .. } | Verb::Client { uid } => *uid,
+        _ => NOBODY,
+    };
     nix::unistd::setgroups(&[])?;
     nix::unistd::setgid(uid.into())?;
     nix::unistd::setuid(uid.into())?;
     match verb {
-        Verb::Serve { name, port } => serve(&name, port),
-        Verb::Client => client(),
+        Verb::Serve { name, port, .. } => serve(&name, port),
+        Verb::Client { .. } => client(),
         Verb::Load { url, interval_ms } => load(&url, Duration::from_millis(interval_ms)),
         Verb::Connect { path, .. } => {
             println!("{}", intrude(&path).unwrap_or_else(|error| format!("refused: {error}")));

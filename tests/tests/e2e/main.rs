@@ -18,6 +18,7 @@ mod impostor;
 mod inspect;
 mod journey;
 mod lab;
+mod neighbours;
 mod operator;
 mod plaintext;
 mod policies;

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::*;
 use crate::agent::config::AgentConfig;
 use crate::agent::session::{Inspector, Session};
+use crate::agent::workload::Redirects;
 use crate::launcher::{Found, LaunchError, Launcher, ShimSpec, ShimState};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -79,7 +80,13 @@ impl Agent {
         let stop = CancellationToken::new();
         let links = watch::Sender::new(None).subscribe();
         let (session, _) = Session::start(links.clone(), Arc::new(NoEnvoys), stop.clone());
-        let shared = Arc::new(Shared { config, launcher: Arc::new(launcher), session, links });
+        let shared = Arc::new(Shared {
+            config,
+            launcher: Arc::new(launcher),
+            session,
+            redirects: Redirects::default(),
+            links,
+        });
         let (supervisor, _) = Supervisor::start(shared, files, stop.clone());
         Self { dir, supervisor, stops, stop }
     }

@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::keep::{keep_last_good, keep_upstream};
 use self::progress::initial_status;
-use super::{WorkloadSpec, bootstrap, names, redirect};
+use super::redirect::{self, Redirects};
+use super::{WorkloadSpec, bootstrap, names};
 use crate::agent::config::AgentConfig;
 use crate::agent::control::{Link, chain};
 use crate::agent::identity::{IdentityKeeper, IdentityState};
@@ -45,6 +46,8 @@ pub struct Shared {
     pub launcher: Arc<dyn Launcher>,
     /// The session with control.
     pub session: Session,
+    /// Whose redirects are in place.
+    pub redirects: Redirects,
     /// The connection to control.
     pub links: watch::Receiver<Option<Link>>,
 }
@@ -258,7 +261,7 @@ impl Life {
                 Err(error)
             } else {
                 self.facts.attested = true;
-                redirect::apply(&self.spec).await
+                self.shared.redirects.apply(&self.spec).await
             };
             match done {
                 Ok(applied) => {
@@ -293,7 +296,13 @@ impl Life {
         let spec = self.specs.borrow_and_update().clone();
         let former = std::mem::replace(&mut self.spec, spec);
         self.remember();
-        if former.redirect != self.spec.redirect {
+        if former.redirect.is_some() && self.spec.redirect.is_none() {
+            if let Err(error) = self.shared.redirects.remove(&former).await {
+                tracing::error!(workload = %self.id, %error, "the redirect is no longer wanted, but stays");
+            }
+        } else if (&former.redirect, &former.uids, &former.slices)
+            != (&self.spec.redirect, &self.spec.uids, &self.spec.slices)
+        {
             self.close().await;
         }
         if (&former.dataplane, &former.dataplane_token_file)
@@ -349,6 +358,7 @@ impl Life {
             uid: self.spec.uid,
             gid: self.spec.gid,
             netns: self.spec.netns.clone(),
+            dns_port: self.spec.dns_port,
             concurrency: self.spec.concurrency,
             last_good: self.shared.state_dir(&self.id),
             resolv_conf: self.spec.resolv_conf.clone(),

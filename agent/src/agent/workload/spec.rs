@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use ursa_init::{Plan, RedirectIntent};
+use ursa_init::RedirectIntent;
+use ursa_init::intent::{Cgroup, Dns, Ids, Inbound, Outbound, Part};
 use ursa_model::{ParseError, Resource};
 
 use crate::agent::config::AgentConfig;
@@ -75,6 +76,8 @@ struct Local {
     netns: Option<PathBuf>,
     proxy_uid: Option<u32>,
     proxy_gid: Option<u32>,
+    uids: Vec<Ids>,
+    slices: Vec<Cgroup>,
     redirect: Option<RedirectIntent>,
     concurrency: Option<u32>,
     resolv_conf: Option<PathBuf>,
@@ -108,6 +111,15 @@ pub struct WorkloadSpec {
     pub resolv_conf: PathBuf,
     /// The redirect; absent when something else (`ursa-init`, the CNI plugin) puts it in place.
     pub redirect: Option<RedirectIntent>,
+    /// The users that the workload runs as, where it shares its network namespace with others.
+    #[serde(default)]
+    pub uids: Vec<Ids>,
+    /// The slices that it runs in, likewise.
+    #[serde(default)]
+    pub slices: Vec<Cgroup>,
+    /// The port of the shim's DNS, where the redirect sends lookups.
+    #[serde(default = "default_dns_port")]
+    pub dns_port: u16,
     /// The file with its dataplane token; absent when the node's grant is all that vouches for it.
     #[serde(default)]
     pub dataplane_token_file: Option<PathBuf>,
@@ -146,34 +158,53 @@ impl WorkloadSpec {
         if uid == 0 {
             return Err(SpecError::Root);
         }
-        // In the agent's own namespace rules would catch the whole machine: only what the operator spelled out.
-        let redirect = match (local.redirect, &local.netns) {
-            (Some(mut intent), _) => {
-                if !intent.proxy_uids.contains(&uid) {
-                    intent.proxy_uids.push(uid);
-                }
-                Some(intent)
+        let told_apart = !local.uids.is_empty() || !local.slices.is_empty();
+        // In the agent's own namespace rules would catch the whole machine: only for what the operator spelled out.
+        let unasked = (local.netns.is_some() || told_apart).then(RedirectIntent::default);
+        let mut redirect = local.redirect.or(unasked);
+        let dns_port = redirect.as_ref().map_or_else(default_dns_port, |intent| intent.dns.port);
+        let mut dataplane_json = dataplane.to_json();
+        if let Some(intent) = &mut redirect {
+            if !intent.proxy_uids.contains(&uid) {
+                intent.proxy_uids.push(uid);
             }
-            (None, Some(_)) => Some(RedirectIntent { proxy_uids: vec![uid], ..RedirectIntent::default() }),
-            (None, None) => None,
-        };
-        if let Some(intent) = &redirect {
-            Plan::compile(intent).map_err(|error| SpecError::Redirect(error.to_string()))?;
+            agree_on_ports(intent, &mut dataplane_json).map_err(SpecError::Redirect)?;
+            if told_apart && intent.inbound.include_ports.is_empty() {
+                intent.inbound.include_ports = own_ports(&dataplane_json);
+            }
         }
-        Ok(Self {
+        let spec = Self {
             mesh: dataplane.meta.mesh.clone(),
             name: dataplane.meta.name.clone(),
             origin,
             network: None,
-            dataplane: dataplane.to_json(),
+            dataplane: dataplane_json,
             netns: local.netns,
             uid,
             gid,
             concurrency: local.concurrency.unwrap_or(config.concurrency).max(1),
             resolv_conf: local.resolv_conf.unwrap_or_else(|| config.resolv_conf.clone()),
             redirect,
+            uids: local.uids,
+            slices: local.slices,
+            dns_port,
             dataplane_token_file: local.dataplane_token_file.or_else(|| config.dataplane_token_file.clone()),
-        })
+        };
+        if spec.redirect.is_some() {
+            super::redirect::plan(&[&spec]).map_err(SpecError::Redirect)?;
+        }
+        Ok(spec)
+    }
+
+    /// Its part of the redirect of a namespace that it shares; `None` when it has no redirect.
+    pub fn part(&self) -> Option<Part> {
+        let intent = self.redirect.clone()?;
+        Some(Part { name: self.node_id(), uids: self.uids.clone(), slices: self.slices.clone(), intent })
+    }
+
+    /// Whether the kernel can tell its traffic from that of others in its namespace.
+    pub const fn is_told_apart(&self) -> bool {
+        !self.uids.is_empty() || !self.slices.is_empty()
     }
 
     /// Name of its directories.
@@ -197,9 +228,51 @@ impl WorkloadSpec {
 
     /// Whether `other` differs in what only a new shim can change.
     pub fn needs_restart(&self, other: &Self) -> bool {
-        (&self.netns, self.uid, self.gid, self.concurrency, &self.resolv_conf)
-            != (&other.netns, other.uid, other.gid, other.concurrency, &other.resolv_conf)
+        (&self.netns, self.uid, self.gid, self.concurrency, &self.resolv_conf, self.dns_port)
+            != (&other.netns, other.uid, other.gid, other.concurrency, &other.resolv_conf, other.dns_port)
     }
+}
+
+fn default_dns_port() -> u16 {
+    Dns::default().port
+}
+
+/// The Dataplane tells control on which ports Envoy listens, the redirect tells the kernel: they must be the same. What
+/// only one of the two says, the other takes over.
+fn agree_on_ports(intent: &mut RedirectIntent, dataplane: &mut Value) -> Result<(), String> {
+    let (inbound, outbound) = (Inbound::default().port, Outbound::default().port);
+    let ports = [
+        ("redirectPortInbound", inbound, &mut intent.inbound.port),
+        ("redirectPortOutbound", outbound, &mut intent.outbound.port),
+    ];
+    for (key, default, port) in ports {
+        let path = format!("/networking/transparentProxying/{key}");
+        let told = dataplane.pointer(&path).and_then(Value::as_u64).unwrap_or_default();
+        match u16::try_from(told) {
+            Ok(0) if *port != default => {
+                let networking = &mut dataplane["networking"];
+                if !networking["transparentProxying"].is_object() {
+                    networking["transparentProxying"] = serde_json::json!({});
+                }
+                networking["transparentProxying"][key] = (*port).into();
+            }
+            Ok(0) => {}
+            Ok(told) if *port == default || *port == told => *port = told,
+            _ => {
+                return Err(format!(
+                    "port {port} contradicts networking.transparentProxying.{key}: {told}; say it once"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The ports on which the workload itself listens.
+fn own_ports(dataplane: &Value) -> Vec<ursa_init::intent::Ports> {
+    let inbounds = dataplane.pointer("/networking/inbound").and_then(Value::as_array);
+    let ports = inbounds.into_iter().flatten().filter_map(|inbound| inbound.get("port")?.as_u64());
+    ports.filter_map(|port| u16::try_from(port).ok()).map(ursa_init::intent::Ports::one).collect()
 }
 
 /// Name of a workload's directories: readable while it is short and harmless.
@@ -237,6 +310,26 @@ mod tests {
         assert_eq!((spec.uid, spec.gid), (7, 7));
         assert_eq!(spec.redirect.unwrap().proxy_uids, [7]);
         assert!(spec.dataplane.get("ursa").is_none());
+    }
+
+    #[test]
+    fn dataplane_and_redirect_agree_on_ports() {
+        let spec = read(&format!(
+            "{WEB}ursa: {{uids: [2001], proxyUid: 7, redirect: {{inbound: {{port: 15106}}, dns: {{port: 15153}}}}}}\n"
+        ));
+        let spec = spec.unwrap();
+        assert_eq!(
+            spec.dataplane.pointer("/networking/transparentProxying/redirectPortInbound"),
+            Some(&15106.into())
+        );
+        let intent = spec.redirect.clone().unwrap();
+        assert_eq!((intent.inbound.include_ports.len(), spec.dns_port), (1, 15153));
+        let proxying = "address: 10.0.0.1, transparentProxying: {redirectPortOutbound: 15101},";
+        let told = WEB.replace("address: 10.0.0.1,", proxying);
+        let spec = read(&format!("{told}ursa: {{slices: [ursa.slice/web.slice], proxyUid: 7}}\n")).unwrap();
+        assert_eq!(spec.redirect.unwrap().outbound.port, 15101);
+        let error = read(&format!("{told}ursa: {{netns: /x, redirect: {{outbound: {{port: 15201}}}}}}\n"));
+        assert!(error.unwrap_err().to_string().contains("say it once"));
     }
 
     #[test]

@@ -8,7 +8,6 @@ use super::Life;
 use crate::agent::control::chain;
 use crate::agent::retry::Backoff;
 use crate::agent::status::Phase;
-use crate::agent::workload::redirect;
 
 /// How often it is tried: an agent that is stopped meanwhile waits for it.
 const ATTEMPTS: u32 = 4;
@@ -43,7 +42,7 @@ impl Life {
     async fn end(&self, drain: Duration) -> Result<(), String> {
         self.shared.launcher.stop(&self.id, drain).await.map_err(|error| chain(&error))?;
         // Last: until here the rules keep the traffic closed.
-        redirect::remove(&self.spec).await
+        self.shared.redirects.remove(&self.spec).await
     }
 
     /// Identity, last-good configuration and description.
