@@ -25,6 +25,15 @@ pub(crate) fn exists(conf: &NetConf, environment: &Environment) -> bool {
     path(&conf.run_dir, &environment.container_id).exists()
 }
 
+/// Every container for which something was done.
+pub(crate) fn containers(run_dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(run_dir.join(DIR)) else { return Vec::new() };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
+    names.sort();
+    names
+}
+
 /// Notes that something is done for the container.
 pub(crate) fn write(conf: &NetConf, environment: &Environment) -> io::Result<()> {
     let path = path(&conf.run_dir, &environment.container_id);

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::agent;
+use crate::{agent, record};
 
 use super::conflist::Conflist;
 
@@ -27,7 +27,7 @@ pub(super) struct Attachments {
 }
 
 impl Attachments {
-    /// What the runtime's cache and the agent know. No agent means no sidecars: it would have kept them.
+    /// What the runtime's cache, the agent and the plugin's own notes know.
     pub(super) fn read(cache_dir: &Path, run_dir: &Path, own_type: &str) -> Self {
         let caches = caches(cache_dir);
         let ours =
@@ -79,9 +79,10 @@ pub(super) fn tell_gone(run_dir: &Path, now: &Attachments, seen: &BTreeSet<Strin
     }
 }
 
+/// As the agent says, or, where none answers, as the plugin noted them.
 fn sidecars(run_dir: &Path) -> Vec<String> {
     let Ok(answer) = agent::ask(run_dir, &json!({"cmd": "status"}), Duration::ZERO, PATIENCE) else {
-        return Vec::new();
+        return record::containers(run_dir);
     };
     let workloads = answer.pointer("/status/workloads").and_then(Value::as_array);
     workloads
@@ -108,8 +109,10 @@ mod tests {
         write("b", r#"{"name":"pods","plugins":[{"type":"bridge"},{"type":"ursa-cni"}]}"#);
         write("a", r#"{"name":"pods","plugins":[{"type":"bridge"}]}"#);
         fs::write(results.join("torn"), "{").unwrap();
+        fs::create_dir(dir.path().join("cni")).unwrap();
+        fs::write(dir.path().join("cni/meshed"), "{}").unwrap();
         let found = Attachments::read(dir.path(), dir.path(), "ursa-cni");
-        assert_eq!((found.cached, found.sidecars.len()), (vec!["b".to_owned()], 0));
+        assert_eq!((found.cached, found.sidecars), (vec!["b".to_owned()], vec!["meshed".to_owned()]));
         assert_eq!(found.alive, ["a".to_owned(), "b".to_owned()].into());
     }
 }

@@ -150,9 +150,11 @@ fn the_stub_stays_until_the_last_pod_has_gone() {
             .spawn()
             .unwrap();
         // Meshed, by the list that the runtime remembers.
-        let config = r#"{"cniVersion":"1.0.0","name":"n","type":"ursa-cni","runDir":"/nowhere",
-            "labels":{"kuma.io/sidecar-injection":"enabled"},"prevResult":{"cniVersion":"1.0.0","x":1}}"#;
-        let _ = child.stdin.take().unwrap().write_all(config.as_bytes());
+        let config = json!({
+            "cniVersion": "1.0.0", "name": "n", "type": "ursa-cni", "runDir": node.root().join("run/ursa"),
+            "labels": {"kuma.io/sidecar-injection": "enabled"}, "prevResult": {"cniVersion": "1.0.0", "x": 1}
+        });
+        let _ = child.stdin.take().unwrap().write_all(config.to_string().as_bytes());
         let output = child.wait_with_output().unwrap();
         (output.status.success(), String::from_utf8(output.stdout).unwrap())
     };
