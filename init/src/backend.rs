@@ -125,6 +125,8 @@ pub(crate) fn left_over(variant: Variant) -> Result<bool, Error> {
 /// Puts the plan's rules in place by the backend, and removes what another one left. Returns whether anything changed.
 pub(crate) fn apply(plan: &Plan, backend: Backend) -> Result<bool, Error> {
     let chosen = backend.choose()?;
+    // Looked for first, so that a failure to look changes nothing.
+    let others = others(chosen)?;
     let changed = match chosen {
         Chosen::Nftables => match nft::apply(plan) {
             // A part is missing: what can't be done here may be done there.
@@ -134,24 +136,38 @@ pub(crate) fn apply(plan: &Plan, backend: Backend) -> Result<bool, Error> {
                     "nf_tables can't hold the rules; trying iptables"
                 );
                 let done = iptables::apply(plan, Variant::Legacy).map_err(|_| error)?;
-                return Ok(remove_others(Chosen::Iptables(Variant::Legacy))? || done);
+                let others: Vec<_> =
+                    others.into_iter().filter(|o| *o != Chosen::Iptables(Variant::Legacy)).collect();
+                return Ok(remove_each(&others)? || done);
             }
             done => done?,
         },
         Chosen::Iptables(variant) => iptables::apply(plan, variant)?,
     };
-    Ok(remove_others(chosen)? || changed)
+    Ok(remove_each(&others)? || changed)
 }
 
-fn remove_others(kept: Chosen) -> Result<bool, Error> {
-    let mut removed = false;
-    if kept != Chosen::Nftables && nft::works()? {
-        removed |= nft::remove()?;
+/// The backends besides one that have rules in place.
+fn others(kept: Chosen) -> Result<Vec<Chosen>, Error> {
+    let mut found = Vec::new();
+    if kept != Chosen::Nftables && nft::works()? && nft::read_back()?.is_some() {
+        found.push(Chosen::Nftables);
     }
     for variant in [Variant::Nft, Variant::Legacy] {
         if kept != Chosen::Iptables(variant) && left_over(variant)? {
-            removed |= iptables::remove(variant)?;
+            found.push(Chosen::Iptables(variant));
         }
+    }
+    Ok(found)
+}
+
+fn remove_each(backends: &[Chosen]) -> Result<bool, Error> {
+    let mut removed = false;
+    for backend in backends {
+        removed |= match backend {
+            Chosen::Nftables => nft::remove()?,
+            Chosen::Iptables(variant) => iptables::remove(*variant)?,
+        };
     }
     Ok(removed)
 }
@@ -172,7 +188,7 @@ pub(crate) fn remove() -> Result<bool, Error> {
 
 /// Removes what iptables left, of either kind.
 pub(crate) fn remove_iptables() -> Result<bool, Error> {
-    remove_others(Chosen::Nftables)
+    remove_each(&others(Chosen::Nftables)?)
 }
 
 /// What is in place, by whichever backend.

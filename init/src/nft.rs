@@ -88,7 +88,15 @@ fn apply_ruleset(kernel: &mut Kernel, wanted: &Ruleset) -> Result<bool, Error> {
             Outcome::Conflict => continue,
             Outcome::Done => {}
         }
-        let Some((after, now)) = kernel.snapshot()? else { continue };
+        let (after, now) = match kernel.snapshot() {
+            Ok(Some(read)) => read,
+            Ok(None) => continue,
+            Err(error) => {
+                // What can't be read can't be vouched for; if it can't be put back either, the error says enough.
+                let _ = kernel.replace(generation.wrapping_add(1), Some(wanted), found.as_ref());
+                return Err(error);
+            }
+        };
         if now.as_ref().is_some_and(|now| now.same_as(wanted)) {
             return Ok(true);
         }
@@ -294,8 +302,17 @@ impl Kernel {
         Ok(Outcome::Done)
     }
 
+    /// Asks for what changes nothing.
     fn ask(&mut self, what: &str, writer: &Writer) -> Result<crate::netlink::Answer, Error> {
-        self.socket.ask(writer).map_err(|e: io::Error| Error::nf_tables(what, e))
+        let answer = match self.socket.ask(writer) {
+            // A part of the answer was lost for want of room. A new socket holds none of it.
+            Err(e) if e.raw_os_error() == Some(libc_errno::ENOBUFS) => {
+                *self = Self::open(self.table)?;
+                self.socket.ask(writer)
+            }
+            answer => answer,
+        };
+        answer.map_err(|e: io::Error| Error::nf_tables(what, e))
     }
 }
 

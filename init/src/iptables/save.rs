@@ -78,7 +78,9 @@ impl Saved {
     /// they belong among the rules of others.
     pub(super) fn holds(&self, table: Table, wanted: &Rules, placed: bool) -> bool {
         let found = self.ours(table);
-        let keep = if commented(&found) { Comments::Compare } else { Comments::Ignore };
+        // A kernel without comments has them nowhere.
+        let commented = Table::ALL.into_iter().any(|table| commented(&self.ours(table)));
+        let keep = if commented { Comments::Compare } else { Comments::Ignore };
         let meaning = |rules: &Rules| {
             let chains: BTreeMap<_, Vec<_>> = rules
                 .chains

@@ -69,8 +69,9 @@ impl Tools {
             let of = |what: &str| find(variant, word, what).ok_or_else(|| missing(variant, word, what));
             Ok::<_, Error>(Programs { restore: of("restore")?, save: of("save")? })
         };
+        let v4 = programs(Family::V4)?;
         let v6 = if has_ipv6() { Some(programs(Family::V6)?) } else { None };
-        Ok(Self { variant, v4: programs(Family::V4)?, v6 })
+        Ok(Self { variant, v4, v6 })
     }
 
     /// The families that this namespace has.
@@ -171,6 +172,8 @@ fn failed(program: &Path, what: &str, detail: &str) -> Error {
     } else if says("can't initialize")
         || says("Couldn't load")
         || says("No chain/target/match")
+        || says("Can't find")
+        || says("extension not found")
         || says("No such file")
     {
         " (the kernel or the programs lack a part: `modprobe -a iptable_nat ip6table_nat iptable_raw iptable_mangle \

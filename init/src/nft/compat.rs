@@ -17,8 +17,13 @@ pub(crate) fn works() -> Result<bool, Error> {
     };
     let mut get = Writer::default();
     get.message(nf(GETGEN), 0, &nfgen(NFPROTO_UNSPEC, 0), |_| {});
-    let answer = socket.ask(&get).map_err(|e| Error::nf_tables("read nf_tables' generation", e))?;
-    Ok(!answer.refusals.iter().any(|refusal| is_absent(&refusal.error)))
+    match socket.ask(&get) {
+        Ok(answer) => Ok(!answer.refusals.iter().any(|refusal| is_absent(&refusal.error))),
+        Err(e) if is_absent(&e) => Ok(false),
+        // Whoever had no room to say more is there.
+        Err(e) if e.raw_os_error() == Some(libc_errno::ENOBUFS) => Ok(true),
+        Err(e) => Err(Error::nf_tables("read nf_tables' generation", e)),
+    }
 }
 
 /// Whether an error says that nf_tables, or a part of it, isn't in this kernel; netfilter answers `EINVAL` to a part
@@ -51,10 +56,18 @@ pub(crate) fn holds_chains(tables: &[&str], chains: &[&str]) -> Result<bool, Err
             }
         }
     }
-    let answer = socket.ask(&get).map_err(|e| Error::nf_tables("look for iptables' chains", e))?;
+    let what = "look for iptables' chains";
+    let answer = match socket.ask(&get) {
+        // A part of the answer was lost for want of room.
+        Err(e) if e.raw_os_error() == Some(libc_errno::ENOBUFS) => {
+            Socket::open(NETLINK_NETFILTER).and_then(|mut socket| socket.ask(&get))
+        }
+        answer => answer,
+    };
+    let answer = answer.map_err(|e| Error::nf_tables(what, e))?;
     let refused = answer.refusals.into_iter().find(|r| r.error.raw_os_error() != Some(libc_errno::ENOENT));
     match refused {
-        Some(refusal) => Err(Error::nf_tables("look for iptables' chains", refusal.error)),
+        Some(refusal) => Err(Error::nf_tables(what, refusal.error)),
         None => Ok(!answer.messages.is_empty()),
     }
 }

@@ -3,8 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
+mod faults;
 mod iptables;
+mod kill;
 #[path = "../kernel/lab.rs"]
 mod lab;
+mod load;
 mod packets;
 mod support;
+mod tracer;
