@@ -4,8 +4,9 @@
 //! * `kumactl`: the same from kumactl's arguments.
 //! * `place`: where to work.
 //! * `probation`: changes that wait to be confirmed.
-//! * `explain`, `watch`: a command each.
+//! * `check`, `explain`, `watch`: a command each.
 
+mod check;
 mod explain;
 mod fields;
 mod kumactl;
@@ -34,6 +35,9 @@ use probation::{Confirm, RunDir};
 const EXIT_INVALID: u8 = 2;
 /// Exit code of `diff` when there are differences.
 const EXIT_DIFFERENT: u8 = 3;
+
+/// Exit code of `check` when something isn't redirected.
+const EXIT_MISSING: u8 = 4;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,7 +70,8 @@ A file looks like this; every field has a default:
 Precedence, lowest first: defaults, files in the order given, a pod's annotations (--annotations), URSA_… variables, flags.
 A list that is given replaces the list below it; an empty one (--exclude-outbound-ports '') empties it.
 
-Exit codes: 0 done, 1 the kernel or the system refused, 2 wrong usage or document, 3 `diff` found differences.";
+Exit codes: 0 done, 1 the kernel or the system refused, 2 wrong usage or document, 3 `diff` found differences,
+4 `check` found something that isn't redirected.";
 
 /// Redirect a workload's traffic through its proxy: nftables in one netlink batch, read back, all or nothing.
 #[derive(Debug, Parser)]
@@ -123,6 +128,18 @@ enum Command {
         /// What was to put the rules in place
         #[arg(long, env = "URSA_BACKEND", default_value_t)]
         backend: Backend,
+    },
+    /// Open real connections through the rules and say what isn't redirected (exit code 4 if anything isn't)
+    ///
+    /// Works before the proxy runs, as an init container does: its ports are held meanwhile, and a random token must
+    /// come back. Where the proxy holds them already, the rules' counters tell.
+    Check {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        options: Options,
+        #[command(flatten)]
+        check: check::Arguments,
     },
     /// Say which rule decides about a packet, where it lands, and what would change that
     ///
@@ -243,6 +260,10 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
             let lines = netns.run(|| crate::diff_with(&plan, backend))??;
             print(&mut out, &lines)?;
             return Ok(if lines.is_empty() { 0 } else { EXIT_DIFFERENT });
+        }
+        Command::Check { place, options, check } => {
+            let good = check::run(&mut out, &place, &options, &check)?;
+            return Ok(if good { 0 } else { EXIT_MISSING });
         }
         Command::Explain { packet, place, options } => explain::run(&mut out, &place, &options, &packet)?,
         Command::Render { options, format } => {

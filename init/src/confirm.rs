@@ -9,7 +9,7 @@
 mod guard;
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,6 +26,7 @@ use crate::iptables::Variant;
 use crate::netns::Netns;
 use crate::nft;
 use crate::plan::{Plan, PolicyRoute};
+use crate::random::token;
 use crate::routes;
 
 /// Why a probation can't begin or end.
@@ -185,7 +186,7 @@ impl Probation {
             return Err(ConfirmError::Pending(pending.left().as_secs() + 1));
         }
         let before = netns.run(Before::read)??;
-        let id = random().map_err(|source| ConfirmError::File {
+        let id = token().map_err(|source| ConfirmError::File {
             what: "read",
             path: "/dev/urandom".into(),
             source,
@@ -293,10 +294,4 @@ impl Locked<'_> {
 fn uptime() -> f64 {
     let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
     text.split(' ').next().and_then(|seconds| seconds.parse().ok()).unwrap_or_default()
-}
-
-fn random() -> io::Result<String> {
-    let mut bytes = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}")))
 }

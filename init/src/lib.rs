@@ -7,6 +7,7 @@
 //! * [`backend`]: which of both serves a namespace.
 //! * [`routes`]: mesh addresses routed to `lo`, so that they never leave, with or without rules.
 //! * [`explain`]: which rule decides about a packet, and what would change that.
+//! * [`check`]: real connections through the rules.
 //! * [`watch`]: keeping it in place.
 //! * [`confirm`]: changes that are rolled back unless somebody confirms them.
 //! * [`ssh`]: the operator's way in, which is left alone.
@@ -24,6 +25,7 @@
 
 pub mod backend;
 mod cgroup;
+pub mod check;
 pub mod cli;
 pub mod confirm;
 mod error;
@@ -34,6 +36,7 @@ mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod plan;
+mod random;
 pub mod routes;
 pub mod ssh;
 pub mod users;
