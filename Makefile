@@ -69,6 +69,7 @@ soak: envoy build
 
 # The machine's own numbers: nothing else should run meanwhile.
 bench: envoy
+	@scripts/need-tools.sh
 	cargo build --release --workspace --bins
 	$(TARGET)/release/bench --output docs/performance.md $(BENCH)
 

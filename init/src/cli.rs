@@ -12,6 +12,8 @@ mod fields;
 mod kumactl;
 mod layers;
 mod options;
+#[cfg(test)]
+mod page;
 mod place;
 mod probation;
 mod watch;

@@ -4,18 +4,27 @@
 //! this one, which is the load. Servers run on the first processor and the load on the second. Traffic stays on
 //! loopback; only what needs namespaces ([`machine`]) needs root.
 //!
+//! * [`rules`]: the redirect beside what others start; [`cni`]: the plugin; [`connection`]: what a
+//!   redirected connection costs, through a [`relay`] and Envoy. In namespaces of their own ([`space`]), counted by
+//!   strace ([`trace`]).
 //! * [`node`]: joining and registering; [`fleet`]: the streams.
 //! * [`phases`]: what is changed and measured; [`report`]: the table and the targets.
 
 pub mod bare;
+pub mod cni;
+pub mod connection;
 pub mod fleet;
 pub mod machine;
 pub mod node;
 pub mod operator;
 pub mod phases;
 pub mod process;
+pub mod relay;
 pub mod report;
+pub mod rules;
 pub mod server;
+pub mod space;
+pub mod trace;
 
 use std::path::PathBuf;
 use std::sync::Arc;

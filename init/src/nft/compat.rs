@@ -1,8 +1,8 @@
 //! What iptables on nf_tables left in the kernel, asked without starting a program.
 
-use super::{GETCHAIN, GETGEN, NETLINK_NETFILTER, NFPROTO_UNSPEC, nf, nfgen};
+use super::{GETCHAIN, GETGEN, GETTABLE, NETLINK_NETFILTER, NFPROTO_UNSPEC, nf, nfgen};
 use crate::error::{Error, libc_errno};
-use crate::netlink::{Socket, Writer};
+use crate::netlink::{NLM_F_DUMP, Socket, Writer, attribute, text};
 
 /// The families in which iptables and ip6tables keep their tables.
 const FAMILIES: [u8; 2] = [2, 10];
@@ -45,6 +45,19 @@ fn is_absent(error: &std::io::Error) -> bool {
 pub(crate) fn holds_chains(tables: &[&str], chains: &[&str]) -> Result<bool, Error> {
     let mut socket =
         Socket::open(NETLINK_NETFILTER).map_err(|e| Error::nf_tables("open a netfilter socket", e))?;
+    // Where iptables never was, which is usual, there are no tables of its families, and one answer says so.
+    let mut all = Writer::default();
+    all.message(nf(GETTABLE), NLM_F_DUMP, &nfgen(NFPROTO_UNSPEC, 0), |_| {});
+    let answer = socket.ask(&all).map_err(|e| Error::nf_tables("look for iptables' tables", e))?;
+    let is_theirs = |payload: &[u8]| {
+        let name = payload.get(4..).and_then(|object| attribute(object, 1)).map(text);
+        payload.first().is_some_and(|family| FAMILIES.contains(family))
+            && name.is_some_and(|name| tables.contains(&name.as_str()))
+    };
+    let complete = !answer.interrupted && answer.refusals.is_empty();
+    if complete && !answer.messages.iter().any(|message| is_theirs(&message.payload)) {
+        return Ok(false);
+    }
     let mut get = Writer::default();
     for family in FAMILIES {
         for table in tables {

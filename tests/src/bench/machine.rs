@@ -1,4 +1,4 @@
-//! What a machine of the mesh pays: the redirect, the shim's DNS, and the memory of agent and shim. Needs root and
+//! What a machine of the mesh pays: the shim's DNS, and the memory of agent and shim. Needs root and
 //! namespaces, all its own.
 
 use std::net::UdpSocket;
@@ -6,17 +6,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use ursa_init::{Plan, RedirectIntent, in_netns, nft};
+use ursa_init::in_netns;
 
-use super::phases::quantile_of;
 use super::process;
 use crate::lab::pair::Pair;
 use crate::lab::wait;
 
-/// How often the redirect is applied.
-const RUNS: usize = 200;
 /// How long names are asked for.
 const ASKING: Duration = Duration::from_secs(2);
 /// Queries under way.
@@ -25,12 +22,6 @@ const WINDOW: usize = 64;
 /// What was measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Machine {
-    /// Rules into a fresh namespace, with their read-back: median.
-    pub rules: Duration,
-    /// Routes and rules into a fresh namespace: median.
-    pub redirect: Duration,
-    /// The same once more, with nothing to change: median.
-    pub unchanged: Duration,
     /// Answers of the shim each second, its one thread on one processor and the client on another.
     pub dns: u64,
     /// Answers for each second of the shim's processor time.
@@ -43,8 +34,6 @@ pub struct Machine {
 
 /// Measures all of it.
 pub fn measure(say: fn(&str)) -> anyhow::Result<Machine> {
-    say(&format!("the redirect, applied in {RUNS} namespaces"));
-    let (rules, redirect, unchanged) = redirect()?;
     say("two workloads with agent, shim and Envoy; their names are asked for");
     let pair = Pair::allowed()?;
     let shim = *pair.web.host.running("ursa-shim").first().context("web has no shim")?;
@@ -63,65 +52,11 @@ pub fn measure(say: fn(&str)) -> anyhow::Result<Machine> {
     let (agent, shim) = (process::memory(agent)?, process::memory(shim)?);
     let dns_per_cpu = per_second(answers, cpu);
     let dns = per_second(answers, took);
-    Ok(Machine { rules, redirect, unchanged, dns, dns_per_cpu, agent, shim })
+    Ok(Machine { dns, dns_per_cpu, agent, shim })
 }
 
 fn per_second(count: u64, time: Duration) -> u64 {
     count * 1_000_000 / u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1)
-}
-
-fn redirect() -> anyhow::Result<(Duration, Duration, Duration)> {
-    let plan = Plan::compile(&RedirectIntent { proxy_uids: vec![5678], ..RedirectIntent::default() })?;
-    let plan = &plan;
-    let mut times = [Vec::new(), Vec::new(), Vec::new()];
-    let timed = |work: &dyn Fn() -> Result<(), ursa_init::Error>| {
-        let start = Instant::now();
-        work()?;
-        anyhow::Ok(start.elapsed())
-    };
-    let (rules, all) = (|| nft::apply(plan).map(drop), || ursa_init::apply(plan).map(drop));
-    // The kernel patches its own code when the first namespace of the machine gets rules, and back after the last:
-    // one stays for as long as others come and go.
-    let (end, wait) = std::sync::mpsc::channel::<()>();
-    let (ready, is_ready) = std::sync::mpsc::channel();
-    thread::scope(|scope| {
-        let end = end;
-        scope.spawn(move || {
-            let applied = fresh(|| Ok(nft::apply(plan)?));
-            let _ = ready.send(applied);
-            let _ = wait.recv();
-        });
-        is_ready.recv().context("no namespace")??;
-        for run in 0..RUNS {
-            let (timed, rules, all) = (&timed, &rules, &all);
-            let done =
-                scope.spawn(move || {
-                    fresh(|| {
-                        if run % 2 == 0 {
-                            Ok(vec![timed(rules)?])
-                        } else {
-                            Ok(vec![timed(all)?, timed(all)?])
-                        }
-                    })
-                });
-            let took = done.join().map_err(|_| anyhow::anyhow!("applying the redirect panicked"))??;
-            for (time, place) in took.into_iter().zip(run % 2..) {
-                times[place].push(time);
-            }
-        }
-        drop(end);
-        anyhow::Ok(())
-    })?;
-    for one in &mut times {
-        one.sort_unstable();
-    }
-    Ok((quantile_of(&times[0], 0.5), quantile_of(&times[1], 0.5), quantile_of(&times[2], 0.5)))
-}
-
-/// Works in a namespace that ends with the calling thread.
-fn fresh<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    unshare(CloneFlags::CLONE_NEWNET).context("network namespaces need root")?;
-    work()
 }
 
 /// Asks for one name as fast as answers come; returns how many came in what time.

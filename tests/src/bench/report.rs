@@ -1,9 +1,14 @@
-//! The table, and which targets were met, in Markdown.
+//! The tables, and which targets were met, in Markdown.
+
+mod redirect;
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::cni::Cni;
+use super::connection::Passage;
 use super::machine::Machine;
+use super::rules::Rules;
 use super::{Connected, Results};
 
 /// One line of the table.
@@ -16,38 +21,73 @@ struct Row {
     met: Option<bool>,
 }
 
-/// The whole page. `machine` is absent where it could not be measured.
-pub fn page(results: &Results, machine: Option<&Machine>, on: &str) -> String {
-    let size = results.size;
-    let mut rows = control_rows(results);
-    if let Some(machine) = machine {
-        rows.extend(machine_rows(machine));
-    }
+/// What was measured; what is absent is left out.
+#[derive(Debug, Default)]
+pub struct Measured {
+    /// Configuration on its way to proxies.
+    pub control: Option<Results>,
+    /// What a machine pays.
+    pub machine: Option<Machine>,
+    /// The redirect's rules.
+    pub rules: Option<Rules>,
+    /// The CNI plugin.
+    pub cni: Option<Cni>,
+    /// Redirected connections.
+    pub connections: Option<Vec<Passage>>,
+}
+
+/// The whole page.
+pub fn page(measured: &Measured, on: &str) -> String {
     let mut page = format!(
-        "# Performance\n\n\
-         Written by `make bench`; a run of it replaces this page.\n\n\
-         {} services with {} endpoints, {} proxies with a delta stream each over a TLS connection of its own, {} backends per \
-         proxy. Release builds, embedded store on disk (every write synced), loopback; the server has the first processor and the load the second. \"Bare\" \
-         is a tonic server of the same crates and TLS in a process of its own that pushes the same number of shared \
-         bytes to the same number of streams and does nothing else; it has no store and no write to wait for.\n\n\
-         Machine: {on}.\n\n\
-         | what | Ursa | bare | target | |\n| --- | --- | --- | --- | --- |\n",
-        size.services,
-        size.proxies / size.services.max(1),
-        size.proxies,
-        super::node::BACKENDS.min(size.services - 1),
+        "# Performance\n\nWritten by `make bench`; a run of it replaces this page.\n\nMachine: {on}.\n"
     );
-    for row in &rows {
-        let met = row.met.map_or("", |met| if met { "met" } else { "**missed**" });
-        let _ = writeln!(page, "| {} | {} | {} | {} | {met} |", row.what, row.ursa, row.bare, row.target);
+    let mut missed = Vec::new();
+    let mut table = |page: &mut String, title: &str, words: &str, beside: &str, rows: Vec<Row>| {
+        let _ = write!(
+            page,
+            "\n## {title}\n\n{words}\n\n| what | Ursa | {beside} | target | |\n| --- | --- | --- | --- | --- |\n"
+        );
+        for row in &rows {
+            let met = row.met.map_or("", |met| if met { "met" } else { "**missed**" });
+            let _ = writeln!(page, "| {} | {} | {} | {} | {met} |", row.what, row.ursa, row.bare, row.target);
+        }
+        missed.extend(rows.into_iter().filter(|row| row.met == Some(false)));
+    };
+    if let Some(results) = &measured.control {
+        let size = results.size;
+        let words = format!(
+            "{} services with {} endpoints, {} proxies with a delta stream each over a TLS connection of its own, {} backends per \
+             proxy. Release builds, embedded store on disk (every write synced), loopback; the server has the first processor and the load the second. \"Bare\" \
+             is a tonic server of the same crates and TLS in a process of its own that pushes the same number of shared \
+             bytes to the same number of streams and does nothing else; it has no store and no write to wait for.",
+            size.services,
+            size.proxies / size.services.max(1),
+            size.proxies,
+            super::node::BACKENDS.min(size.services - 1),
+        );
+        table(&mut page, "Configuration", &words, "bare", control_rows(results));
     }
-    let missed: Vec<_> = rows.iter().filter(|row| row.met == Some(false)).collect();
+    if let Some(machine) = &measured.machine {
+        let words = "Two workloads with agent, shim and Envoy.";
+        table(&mut page, "A machine of the mesh", words, "", machine_rows(machine));
+    }
+    if let Some(rules) = &measured.rules {
+        let beside = "the same rules otherwise";
+        table(&mut page, "The redirect", &redirect::rules_words(rules), beside, redirect::rules_rows(rules));
+    }
+    if let Some(cni) = &measured.cni {
+        table(&mut page, "CNI", &redirect::cni_words(cni), "beside it", redirect::cni_rows(cni));
+    }
+    if let Some(passages) = &measured.connections {
+        page.push_str(&redirect::connections(passages));
+    }
     if missed.is_empty() {
         page.push_str("\nEvery target was met in this run.\n");
     } else {
         page.push_str("\nMissed in this run:\n\n");
         for row in missed {
-            let _ = writeln!(page, "- {}: {}, at most {} was wanted.", row.what, row.ursa, row.target);
+            let value = if row.ursa.is_empty() { &row.bare } else { &row.ursa };
+            let _ = writeln!(page, "- {}: {value}; wanted: {}.", row.what, row.target);
         }
     }
     page
@@ -227,17 +267,8 @@ fn machine_rows(machine: &Machine) -> Vec<Row> {
         target: target.to_owned(),
         met,
     };
-    let half = Duration::from_micros(500);
     let mib = |kib: u64| format!("{:.1} MiB", to_float(kib) / 1024.0);
     vec![
-        row(
-            "redirect applied to a fresh namespace (rules, IPv4, IPv6, DNS, read back), p50",
-            time(machine.rules),
-            "0.5 ms",
-            Some(machine.rules <= half),
-        ),
-        row("– with the routes of mesh addresses, p50", time(machine.redirect), "", None),
-        row("– once more with nothing to change, p50", time(machine.unchanged), "", None),
         row(
             "DNS answers of the shim, one core",
             format!("{}/s ({}/s of its CPU time)", machine.dns, machine.dns_per_cpu),

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use ursa_tests::bench::node::Size;
-use ursa_tests::bench::{self, Options, bare, machine, process, report};
+use ursa_tests::bench::report::Measured;
+use ursa_tests::bench::{self, Options, bare, cni, connection, machine, process, relay, report, rules};
 
 #[derive(Parser)]
 struct Args {
@@ -26,21 +27,56 @@ struct Args {
     /// Changes that reach every proxy
     #[arg(long, default_value_t = 20)]
     wide_changes: usize,
-    /// Leaves out what needs root: redirect, DNS, agent and shim
-    #[arg(long)]
-    control_only: bool,
+    /// Namespaces that get the redirect by each way
+    #[arg(long, default_value_t = 1000)]
+    namespaces: usize,
+    /// Pods that the CNI plugin adds by each way
+    #[arg(long, default_value_t = 1000)]
+    pods: usize,
+    /// Connections one after the other by each way
+    #[arg(long, default_value_t = 2000)]
+    connections: usize,
+    /// Milliseconds of requests, and of bytes, by each way
+    #[arg(long, default_value_t = 2000)]
+    sending: u64,
+    /// Only these sections; without root only `control`
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Section>,
     /// Write the page to this file
     #[arg(long)]
     output: Option<PathBuf>,
+    /// Be a relay from these ports: PORT=redirect, PORT=tproxy, or PORT=PORT of the application
+    #[arg(long, hide = true, value_delimiter = ',')]
+    relay: Vec<String>,
     /// Be the bare server
     #[arg(long, hide = true)]
     bare: bool,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Section {
+    /// Configuration on its way to proxies
+    Control,
+    /// DNS, agent and shim
+    Machine,
+    /// The redirect's rules
+    Rules,
+    /// The CNI plugin
+    Cni,
+    /// Redirected connections
+    Connections,
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
-    let done =
-        if args.bare { runtime().and_then(|runtime| runtime.block_on(bare::serve())) } else { run(&args) };
+    let done = if args.bare {
+        runtime().and_then(|runtime| runtime.block_on(bare::serve()))
+    } else if !args.relay.is_empty() {
+        let mark = ursa_init::RedirectIntent::default().tproxy.mark;
+        runtime().and_then(|runtime| runtime.block_on(relay::serve(&args.relay, mark)))
+    } else {
+        run(&args)
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -63,14 +99,44 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let on = process::machine();
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     let bin_dir = program.parent().context("this program is nowhere")?.to_owned();
-    let machine = if args.control_only {
-        None
-    } else if nix::unistd::geteuid().is_root() {
-        Some(machine::measure(say)?)
-    } else {
-        say("redirect, DNS, agent and shim are left out: they need root");
-        None
+    let root = nix::unistd::geteuid().is_root();
+    let wanted = |section| {
+        let named = args.only.is_empty() || args.only.contains(&section);
+        if named && !root && section != Section::Control {
+            say(&format!("{section:?} is left out: it needs root"));
+            return false;
+        }
+        named
     };
+    let mut measured = Measured::default();
+    if wanted(Section::Rules) {
+        measured.rules = Some(rules::measure(&bin_dir, args.namespaces.max(1), say)?);
+    }
+    if wanted(Section::Cni) {
+        measured.cni = Some(cni::measure(&bin_dir, args.pods.max(2), say)?);
+    }
+    if wanted(Section::Connections) {
+        let sending = Duration::from_millis(args.sending.max(1));
+        let effort = connection::Effort { connections: args.connections.max(1), sending };
+        measured.connections = Some(connection::measure(&program, effort, say)?);
+    }
+    if wanted(Section::Machine) {
+        measured.machine = Some(machine::measure(say)?);
+    }
+    if wanted(Section::Control) {
+        measured.control = Some(control(args, bin_dir, program)?);
+    }
+    let page = report::page(&measured, &on);
+    println!("{page}");
+    if let Some(file) = &args.output {
+        std::fs::write(file, &page).with_context(|| format!("cannot write {}", file.display()))?;
+        say(&format!("written to {}", file.display()));
+    }
+    say(&format!("took {:.0} s", start.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+fn control(args: &Args, bin_dir: PathBuf, program: PathBuf) -> anyhow::Result<bench::Results> {
     let options = Options {
         size: Size { services: args.services.max(2), proxies: args.proxies.max(args.services) },
         nodes: args.nodes.max(1),
@@ -82,13 +148,5 @@ fn run(args: &Args) -> anyhow::Result<()> {
         pin: process::pin_load(),
         progress: say,
     };
-    let results = runtime()?.block_on(bench::run(&options))?;
-    let page = report::page(&results, machine.as_ref(), &on);
-    println!("{page}");
-    if let Some(file) = &args.output {
-        std::fs::write(file, &page).with_context(|| format!("cannot write {}", file.display()))?;
-        say(&format!("written to {}", file.display()));
-    }
-    say(&format!("took {:.0} s", start.elapsed().as_secs_f64()));
-    Ok(())
+    runtime()?.block_on(bench::run(&options))
 }
