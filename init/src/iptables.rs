@@ -311,3 +311,6 @@ impl Kernel {
         self.read()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -168,6 +168,12 @@ fn expected(plan: &Plan, aim: &Aim, sent: &Sent, backend: Backend) -> (Fate, u16
     (fate, if tracked { decision.zone.unwrap_or(0) } else { 0 }, format!("{:?}", decision.rules))
 }
 
+fn agree(aim: &Aim, sent: &Sent, (fate, zone, _): &(Fate, u16, String)) -> bool {
+    // The kernel answers datagrams with so many errors per second, and after them with silence.
+    let silent = aim.protocol == Protocol::Udp && (sent.fate, *fate) == (Fate::Dropped, Fate::Refused);
+    (silent || sent.fate == *fate) && sent.zone == *zone
+}
+
 fn check(
     lab: &mut Lab,
     backend: Backend,
@@ -190,18 +196,22 @@ fn check(
             if way != Way::Out && sent.source.ip() == aim.to {
                 continue;
             }
-            let (fate, zone, rules) = expected(&plan, aim, &sent, backend);
             checked += 1;
-            // The kernel answers datagrams with so many errors per second, and after them with silence.
-            let silent = aim.protocol == Protocol::Udp && (sent.fate, fate) == (Fate::Dropped, Fate::Refused);
-            prop_assert_eq!(
-                (if silent { Fate::Refused } else { sent.fate }, sent.zone),
-                (fate, zone),
-                "{}: kernel, then simulator, for {:?} from {}, which met {}",
-                backend,
-                aim,
+            let (mut sent, mut wanted) = (sent, expected(&plan, aim, &sent, backend));
+            if !agree(aim, &sent, &wanted) {
+                // Once more and alone: a machine under load may answer late, but not twice.
+                sent = lab.fire(way, &[shot(aim)])[0].unwrap_or(sent);
+                wanted = expected(&plan, aim, &sent, backend);
+            }
+            prop_assert!(
+                agree(aim, &sent, &wanted),
+                "{backend}: the kernel {:?} in zone {}, the simulator {:?} in zone {}: {aim:?} from {}, which met {}",
+                sent.fate,
+                sent.zone,
+                wanted.0,
+                wanted.1,
                 sent.source,
-                rules
+                wanted.2
             );
         }
     }
