@@ -46,22 +46,36 @@ Examples:
   # redirect the workload in namespace `web`; the proxy runs as uid 5678
   ursa-init apply --netns /run/netns/web --proxy-uid 5678
 
-  # the same from a file, with one exclusion more; what that says, and where each value comes from
-  ursa-init apply --netns /run/netns/web --config redirect.yaml --exclude-outbound-ports 5432
-  ursa-init config --config redirect.yaml --exclude-outbound-ports 5432
-
-  # what is in place, with packet counters; what differs from the file
+  # the same from a file; what is in place, with packet counters; what differs from the file
+  ursa-init apply --netns /run/netns/web --config redirect.yaml
   ursa-init show --netns /run/netns/web
   ursa-init diff --netns /run/netns/web --config redirect.yaml
 
-  # the rules as text that `nft -f` loads: needs no rights and touches nothing
-  ursa-init render --proxy-uid 5678
+  # does it work? tries real connections, before the proxy runs or beside it
+  ursa-init check --netns /run/netns/web --config redirect.yaml
 
-  # Kuma's arguments
+  # which rule decides, where does the packet land, what would change that? of a sender inside, and of one outside
+  ursa-init explain --netns /run/netns/web --from uid 1000 --to 10.0.0.1:5432/tcp
+  ursa-init explain --netns /run/netns/web --from 10.0.0.9 --to :8080/tcp
+
+  # what do file, variables and flags say together, and which of them says it? needs no rights, as the next ones
+  ursa-init config --config redirect.yaml --exclude-outbound-ports 5432,8000-8100
+  ursa-init explain --config redirect.yaml --from uid 33 gid 33 --to [2001:db8::1]:443/tcp
+  ursa-init render --config redirect.yaml | nft -c -f -
+  ursa-init render --config redirect.yaml --format iptables
+
+  # the words of `kumactl install transparent-proxy`
   ursa-init transparent-proxy --netns /run/netns/web --kuma-dp-user 5678 --redirect-all-dns-traffic
 
   # take back exactly what `apply` made
   ursa-init remove --netns /run/netns/web
+
+  # a whole machine: sshd's ports are left alone, and without the second line the rules from before come back
+  ursa-init apply --host --config redirect.yaml --confirm 30s
+  ursa-init confirm
+
+  # keep it so, whoever flushes rules (as ursa-redirect.service does)
+  ursa-init watch --host --config redirect.yaml
 
 A file looks like this; every field has a default:
   proxyUids: [5678]
@@ -69,11 +83,15 @@ A file looks like this; every field has a default:
   outbound: {port: 15001, excludePorts: [5432, \"8000-8100\"], excludeCidrs: [10.9.0.0/16], excludeUids: [33]}
   dns: {port: 15053, capture: all}
 
-Precedence, lowest first: defaults, files in the order given, a pod's annotations (--annotations), URSA_… variables, flags.
-A list that is given replaces the list below it; an empty one (--exclude-outbound-ports '') empties it.
+Precedence, lowest first: defaults, files in the order given, a pod's annotations (--annotations), URSA_… variables,
+flags. A list that is given replaces the one below it; an empty one (--exclude-outbound-ports '') empties it.
 
-Exit codes: 0 done, 1 the kernel or the system refused, 2 wrong usage or document, 3 `diff` found differences,
-4 `check` found something that isn't redirected.";
+Exit codes:
+  0  done
+  1  the kernel or the system refused; nothing was changed, or what was there before is back
+  2  wrong usage or document
+  3  `diff` found differences
+  4  `check` found something that isn't redirected, or could try nothing";
 
 /// Redirect a workload's traffic through its proxy: nftables in one netlink batch, read back, all or nothing.
 #[derive(Debug, Parser)]

@@ -5,9 +5,11 @@
 mod check;
 mod confirm;
 mod explain;
+mod help;
 #[path = "../kernel/lab.rs"]
 mod lab;
 mod render;
 mod sources;
+mod ssh;
 mod tool;
 mod watch;
