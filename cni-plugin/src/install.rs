@@ -142,11 +142,15 @@ pub fn install(wish: &Wish) -> Result<Installed, InstallError> {
             return Ok(Installed { path: now.path, base: now.base, changed, program_changed, warnings });
         }
     }
-    Err(InstallError::Unusable {
-        path: layout.net_dir.clone(),
+    Err(busy(&layout.net_dir))
+}
+
+fn busy(net_dir: &Path) -> InstallError {
+    InstallError::Unusable {
+        path: net_dir.to_owned(),
         why: "somebody writes to it all the time".to_owned(),
         next: "Find out who (the base CNI's agent?), and try again.",
-    })
+    }
 }
 
 /// Puts the program in place, once a copy of it has answered on this machine.

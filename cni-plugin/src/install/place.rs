@@ -30,6 +30,14 @@ pub(super) enum Change {
     Own { text: String },
 }
 
+/// A list that loses the entry, since a drop-in has it.
+#[derive(Debug)]
+struct Cleaning {
+    path: PathBuf,
+    seen: String,
+    text: String,
+}
+
 /// What has to change.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -40,7 +48,7 @@ pub(super) struct Plan {
     pub(super) base: PathBuf,
     /// The same file's former places of the entry: lists to clean, drop-ins to remove.
     drop_in_to_remove: Option<PathBuf>,
-    list_to_clean: Option<(PathBuf, String)>,
+    list_to_clean: Option<Cleaning>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -177,7 +185,11 @@ fn list(wish: &Wish, path: &Path, text: &str) -> Result<Plan, InstallError> {
             let mut plan = Plan::new(drop_in.clone(), own(&drop_in, alone));
             // Twice is better than never: the entry in the list goes after the drop-in came.
             let without = list.without(plugin::TYPE).filter(|without| without != text);
-            plan.list_to_clean = without.map(|without| (path.to_owned(), without));
+            plan.list_to_clean = without.map(|without| Cleaning {
+                path: path.to_owned(),
+                seen: text.to_owned(),
+                text: without,
+            });
             plan
         }
         None if by_drop_in => {
@@ -271,13 +283,17 @@ fn own(path: &Path, text: String) -> Change {
     }
 }
 
-/// Carries a plan out. False when a file is no longer what the plan was made of.
-pub(super) fn apply(plan: &Plan) -> Result<bool, InstallError> {
-    let is_still = |path: &Path, seen: &str| match fs::read(path) {
+/// Whether a file still is what a change was made of.
+pub(super) fn is_still(path: &Path, seen: &str) -> Result<bool, InstallError> {
+    match fs::read(path) {
         Ok(now) => Ok(now == seen.as_bytes()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(io("read", path)(error)),
-    };
+    }
+}
+
+/// Carries a plan out. False when a file is no longer what the plan was made of.
+pub(super) fn apply(plan: &Plan) -> Result<bool, InstallError> {
     match &plan.change {
         Change::Nothing => {}
         Change::Edit { seen, text } => {
@@ -301,7 +317,10 @@ pub(super) fn apply(plan: &Plan) -> Result<bool, InstallError> {
             file::replace(&plan.path, text.as_bytes())?;
         }
     }
-    if let Some((path, text)) = &plan.list_to_clean {
+    if let Some(Cleaning { path, seen, text }) = &plan.list_to_clean {
+        if !is_still(path, seen)? {
+            return Ok(false);
+        }
         file::replace(path, text.as_bytes())?;
     }
     if let Some(drop_in) = &plan.drop_in_to_remove {

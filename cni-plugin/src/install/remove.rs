@@ -16,7 +16,7 @@ use super::error::{InstallError, io};
 use super::file::{self, Lock};
 use super::place::{self, SAVED};
 use super::watch::{Events, LOOK};
-use super::{Layout, plugin, read_directory, stub};
+use super::{ATTEMPTS, Layout, busy, plugin, read_directory, stub};
 
 /// What is left when [`uninstall`] is done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,7 +43,13 @@ pub fn uninstall(layout: &Layout, drain: Duration, mut told: impl FnMut(&str)) -
     if layout.net_dir.is_dir() {
         let _lock = Lock::hold(&layout.net_dir)?;
         file::clean(&layout.net_dir)?;
-        remove_configuration(&layout.net_dir, &mut left.done)?;
+        let mut attempts = 1;
+        while !remove_configuration(&layout.net_dir, &mut left.done)? {
+            if attempts == ATTEMPTS {
+                return Err(busy(&layout.net_dir));
+            }
+            attempts += 1;
+        }
     }
     let attachments = wait(layout, drain, !left.done.is_empty(), &mut told);
     if layout.bin_dir.is_dir() {
@@ -121,8 +127,8 @@ fn wait_for_cache(cache_dir: &Path, pause: Duration) {
     let _ = poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], timeout);
 }
 
-/// Takes the entry out of wherever it is.
-fn remove_configuration(dir: &Path, done: &mut Vec<String>) -> Result<(), InstallError> {
+/// Takes the entry out of wherever it is. False when somebody wrote to a file meanwhile.
+fn remove_configuration(dir: &Path, done: &mut Vec<String>) -> Result<bool, InstallError> {
     restore_saved(dir, done)?;
     let directory = read_directory(dir)?;
     for conf in &directory.files {
@@ -141,6 +147,9 @@ fn remove_configuration(dir: &Path, done: &mut Vec<String>) -> Result<(), Instal
             Kind::List => Conflist::parse(text).ok().and_then(|list| list.without(plugin::TYPE)),
             Kind::Single => None,
         };
+        if !place::is_still(&path, text)? {
+            return Ok(false);
+        }
         if let Some(without) = without.filter(|without| !is_conversion(&directory, &conf.name, without)) {
             file::replace(&path, without.as_bytes())?;
             done.push(format!("took ursa-cni out of {}", path.display()));
@@ -155,7 +164,7 @@ fn remove_configuration(dir: &Path, done: &mut Vec<String>) -> Result<(), Instal
             done.push(format!("removed {}", drop_in.display()));
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// A single plugin's file gets its place back; the list beside it is removed afterwards.
