@@ -45,15 +45,16 @@ deny:
 
 # Both select the whole workspace, or features would differ and everything compile twice.
 unit: envoy build
-	@scripts/need-tools.sh
+	@scripts/need-tools.sh tests
 	cargo test --workspace
 
 # One after the other: they share two cores, and their deadlines are about the product.
 e2e: envoy build
-	@scripts/need-tools.sh
+	@scripts/need-tools.sh tests
 	cargo test --workspace --test e2e -- --test-threads 1
 
 conformance: build
+	@scripts/need-tools.sh tests
 	@if [ -d '$(CORPUS)' ]; then $(BIN)/conformance '$(CORPUS)'; \
 	else echo 'conformance: no corpus at $(CORPUS), skipped'; fi
 
@@ -65,14 +66,14 @@ demo: envoy
 	@$(BIN)/demo --bin-dir $(BIN) --envoy $(URSA_ENVOY) $(if $(KEEP),--keep)
 
 soak: envoy build
-	@scripts/need-tools.sh
+	@scripts/need-tools.sh tests
 	URSA_KILLS=$(or $(KILLS),1000) URSA_INTENTS=$(or $(INTENTS),1000) URSA_REAPPLIES=300 \
 	  cargo test --workspace --test backends -- --test-threads 2 --nocapture kill load packets
 	$(BIN)/soak --rounds $(or $(ROUNDS),50) --resources $(or $(RESOURCES),100000) $(if $(SEED),--seed $(SEED))
 
 # The machine's own numbers: nothing else should run meanwhile.
 bench: envoy
-	@scripts/need-tools.sh
+	@scripts/need-tools.sh tests
 	cargo build --release --workspace --bins
 	$(TARGET)/release/bench --output docs/performance.md $(BENCH)
 

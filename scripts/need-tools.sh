@@ -1,17 +1,19 @@
 #!/bin/sh
-# What the lab calls besides our own binaries.
+# What the lab calls besides our own binaries: always its network's tools; for `tests` also what the tests compare with,
+# kill with and run pods by.
 cd "$(dirname "$0")/.."
 . scripts/common.sh
+PATH=$PATH:/usr/sbin:/sbin:/usr/lib/cni
 need ip iproute2
 need nft nftables
+[ "${1:-}" = tests ] || exit 0
 # Container runtimes, and what stands in a pod's network before our plugin.
-PATH=$PATH:/usr/sbin:/sbin:/usr/lib/cni
 need containerd containerd
 need podman podman
 need runc runc
 need portmap containernetworking-plugins
-need iptables iptables
-need nft nftables
 need /bin/busybox busybox-static
-# What the redirect's fault tests kill programs with.
+# The redirect's other backend, and the peers' rules.
+need iptables iptables
+# What fault tests kill programs with.
 need strace strace
