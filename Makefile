@@ -22,10 +22,10 @@ help:
 build:
 	cargo build --workspace --bins
 
-# Manual pages and completion scripts, as a package installs them. ursa-cni has no arguments to complete.
+# Manual pages and completion scripts, as a package installs them. ursa-cni's own page tells of the runtime's calls, too.
 man: build
 	@mkdir -p $(TARGET)/doc/man1 $(TARGET)/doc/bash $(TARGET)/doc/zsh $(TARGET)/doc/fish
-	@set -e; for program in ursa ursa-control ursa-agent ursa-shim ursa-init; do \
+	@set -e; for program in ursa ursa-control ursa-agent ursa-shim ursa-init ursa-cni; do \
 	  $(BIN)/$$program man $(TARGET)/doc/man1; \
 	  for shell in bash zsh fish; do $(BIN)/$$program completion $$shell > $(TARGET)/doc/$$shell/$$program; done; \
 	done

@@ -1,8 +1,10 @@
 //! People's commands. A runtime's calls never come here.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use anyhow::Context as _;
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::explain;
 use crate::install::command::{Install, KubeconfigCommand, NodeCommand, Status, Uninstall};
@@ -56,6 +58,17 @@ enum Command {
     Node(NodeCommand),
     /// Write a kubeconfig for another plugin that needs one; ursa-cni needs none
     Kubeconfig(KubeconfigCommand),
+    /// Print a shell's completion script
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the pages of all commands into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        dir: PathBuf,
+    },
 }
 
 /// Runs the command that the process's arguments name.
@@ -67,6 +80,13 @@ pub fn main() -> ExitCode {
         Command::Status(command) => command.run(),
         Command::Node(command) => command.run(),
         Command::Kubeconfig(command) => command.run(),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "ursa-cni", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
+            .with_context(|| format!("can't write manual pages to {}", dir.display()))
+            .map(|()| ExitCode::SUCCESS),
     };
     match done {
         Ok(code) => code,

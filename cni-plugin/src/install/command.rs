@@ -245,11 +245,19 @@ Exit codes: 0 intact, 1 it can't be told, 2 wrong usage, 3 not intact.";
 pub(crate) struct Status {
     #[command(flatten)]
     place: Place,
+    /// Also whether the installed program is this very one, and not an older or newer one
+    #[arg(long)]
+    same_program: bool,
 }
 
 impl Status {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
-        let status = super::status(&self.place.layout())?;
+        let layout = self.place.layout();
+        let mut status = super::status(&layout)?;
+        if self.same_program {
+            let own = std::env::current_exe().context("can't find this program's own file")?;
+            status.compare_program(&layout, &own);
+        }
         say!("{status}");
         Ok(if status.is_intact() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NOT_INTACT) })
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ use super::attachments::Attachments;
 use super::conflist::{Conf, Conflist};
 use super::directory::{ConfFile, Kind};
 use super::error::InstallError;
-use super::file::Lock;
+use super::file::{self, Lock};
 use super::{Layout, found_instead, place, plugin, read_directory, stub, versions, watch};
 
 /// What is installed.
@@ -32,6 +32,17 @@ impl Status {
     /// Whether pods that start now get into the mesh.
     pub fn is_intact(&self) -> bool {
         self.problems.is_empty()
+    }
+
+    /// Also asks that the installed program is `own`, to the byte.
+    pub fn compare_program(&mut self, layout: &Layout, own: &Path) {
+        let program = layout.program();
+        if self.program.is_some() && !file::same(own, &program) {
+            let (program, own) = (program.display(), own.display());
+            self.problems.push(format!(
+                "{program} is another program than {own}: of another version, or not renewed yet"
+            ));
+        }
     }
 }
 

@@ -247,7 +247,9 @@ fn an_upgrade_leaves_no_gap() {
             looks
         });
         for _ in 0..10 {
+            assert_eq!(node.run(&["status", "--same-program"]).code, Some(3), "it is the former one");
             node.run(&["install", "--exclude-namespace", "a"]).ok();
+            node.run(&["status", "--same-program"]).ok();
             node.install(&[]).ok();
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
