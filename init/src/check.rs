@@ -26,6 +26,9 @@ use crate::routes;
 use probe::Answer;
 use responder::{Kind, Responders};
 
+/// What there is without any.
+const NOTHING: &str = "no rules of Ursa's are in place";
+
 /// What became of one question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "result", content = "detail")]
@@ -317,7 +320,7 @@ fn attempt(trial: &Trial, responders: &Responders, in_place: InPlace<'_>, patien
 fn diagnosis(trial: &Trial, in_place: InPlace<'_>) -> String {
     match in_place {
         Err(error) => format!("the rules can't be read ({error})"),
-        Ok(None) => "no rules of Ursa's nftables backend are in place".to_owned(),
+        Ok(None) => NOTHING.to_owned(),
         Ok(Some(plan)) => match decide(plan, &trial.packet).verdict {
             Verdict::Redirected(port) if port == trial.port => {
                 format!("the rules lead to port {port}, but something before them or on that port interferes")
@@ -335,7 +338,7 @@ fn diagnosis(trial: &Trial, in_place: InPlace<'_>) -> String {
 fn by_counters(trial: &Trial, in_place: InPlace<'_>, patience: Duration) -> Found {
     let plan = match in_place {
         Ok(Some(plan)) => plan,
-        Ok(None) => return Found::Missing("no rules of Ursa's nftables backend are in place".to_owned()),
+        Ok(None) => return Found::Missing(NOTHING.to_owned()),
         Err(error) => {
             let why = format!(
                 "the proxy holds port {}, and the rules' counters can't be read: {error}",
@@ -389,11 +392,26 @@ fn counters() -> Result<BTreeMap<(String, usize), u64>, Error> {
     Ok(all)
 }
 
+/// Whether the rules in place are those of the document.
+fn same(plan: &Plan) -> Found {
+    match crate::diff(plan) {
+        Ok(differences) if differences.is_empty() => {
+            Found::Good("the rules in place are those of the document".to_owned())
+        }
+        Ok(differences) => {
+            Found::Missing(format!("the rules in place differ from the document, first: {}", differences[0]))
+        }
+        Err(error) => Found::Skipped(format!("the rules can't be read: {}", error.with_causes())),
+    }
+}
+
 /// What arrives, asked of the rules in place.
 fn arriving(plan: &Plan, subject: &Subject<'_>, family: Family, in_place: InPlace<'_>) -> Found {
     let in_place = match in_place {
         Ok(Some(in_place)) => in_place,
-        Ok(None) => return Found::Missing("no rules of Ursa's nftables backend are in place".to_owned()),
+        Ok(None) => return Found::Missing(NOTHING.to_owned()),
+        // They can't be asked, but compared.
+        Err(Error::MadeByIptables) => return same(plan),
         Err(error) => return Found::Skipped(format!("the rules can't be read: {error}")),
     };
     let (source, destination): (IpAddr, IpAddr) = match family {

@@ -95,6 +95,11 @@ pub enum Error {
         /// What was odd.
         detail: String,
     },
+    /// The rules in place are the iptables backend's.
+    #[error(
+        "the redirect in place was made by iptables, whose rules can't be read back as a plan; name the document"
+    )]
+    MadeByIptables,
     /// A rule in our table isn't one that Ursa writes.
     #[error(
         "table inet ursa holds a rule that Ursa doesn't write: `{0}`; `ursa-init apply` puts its own back"

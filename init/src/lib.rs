@@ -103,9 +103,14 @@ pub fn show() -> Result<Vec<String>, Error> {
 }
 
 /// What nftables and the routes hold in the calling thread's network namespace, as a plan; `None` when there are no
-/// rules of ours. Rules of the iptables backend can't be read so.
+/// rules of ours. Rules of the iptables backend can't be read so; that is an error.
 pub fn in_place() -> Result<Option<Plan>, Error> {
-    let Some(rules) = nft::read_back()? else { return Ok(None) };
+    let rules = if nft::works()? { nft::read_back()? } else { None };
+    let Some(rules) = rules else {
+        let by_iptables =
+            backend::left_over(iptables::Variant::Nft)? || backend::left_over(iptables::Variant::Legacy)?;
+        return if by_iptables { Err(Error::MadeByIptables) } else { Ok(None) };
+    };
     let mut plan = routes::read_back()?.plan();
     plan.chains = rules.chains().map_err(Error::ForeignRule)?;
     Ok(Some(plan))

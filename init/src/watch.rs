@@ -1,7 +1,7 @@
 //! Keeps a redirect in place: the kernel tells of every change of rules and routes, and what differs is put back.
 //!
-//! Nothing is polled; a slow interval only covers what the kernel doesn't tell (the old tables of iptables, an
-//! overflow). Who keeps undoing the repairs is named and met with growing pauses, so that two programs that fight
+//! Nothing is polled; a slow interval only covers what could be lost. The exception are the old tables of iptables, of
+//! whose changes the kernel tells nobody: while the rules are there, they are looked at every second. Who keeps undoing the repairs is named and met with growing pauses, so that two programs that fight
 //! don't keep a machine busy.
 
 mod events;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::Backend;
 use crate::error::Error;
+use crate::iptables::Variant;
 use crate::plan::Plan;
 pub use events::Process;
 use events::{Event, Events};
@@ -27,6 +28,8 @@ const REPAIRS: usize = 10;
 const FIGHT: Duration = Duration::from_secs(10);
 /// The longest pause between two repairs in a fight.
 const LONGEST: Duration = Duration::from_secs(30);
+/// How often the old tables of iptables are looked at.
+const SILENT_TABLES: Duration = Duration::from_secs(1);
 /// How many differences are told.
 const TOLD: usize = 5;
 
@@ -74,19 +77,21 @@ impl Watch<'_> {
         (self.tell)("the redirect is in place and watched");
         notify("READY=1\nSTATUS=the redirect is in place and watched");
         let mut fight = Fight::default();
+        let silent = crate::backend::left_over(Variant::Legacy).unwrap_or_default();
+        let interval = if silent { self.interval.min(SILENT_TABLES) } else { self.interval };
         loop {
             let pause = fight.pause(Instant::now());
-            let wait = pause.unwrap_or(self.interval);
+            let wait = pause.unwrap_or(interval);
             match events.wait(wait).map_err(WatchError::Subscribe)? {
                 Event::Stop => break,
                 Event::Reload => self.take_new(&mut status),
                 Event::Changed(by) => {
                     fight.changed_by(by);
                     if pause.is_none() {
-                        self.look(&mut status, &mut fight);
+                        self.look(&mut events, &mut status, &mut fight);
                     }
                 }
-                Event::Quiet => self.look(&mut status, &mut fight),
+                Event::Quiet => self.look(&mut events, &mut status, &mut fight),
             }
         }
         notify("STOPPING=1");
@@ -97,7 +102,7 @@ impl Watch<'_> {
     }
 
     /// Compares, and puts back what differs.
-    fn look(&self, status: &mut Status, fight: &mut Fight) {
+    fn look(&self, events: &mut Events, status: &mut Status, fight: &mut Fight) {
         let start = Instant::now();
         let differences = match crate::diff_with(&self.plan, self.backend) {
             Ok(differences) if differences.is_empty() => {
@@ -112,7 +117,8 @@ impl Watch<'_> {
             // What can't be read may still be written: the attempt tells.
             Err(error) => vec![error.with_causes()],
         };
-        let by = fight.by.take();
+        // It only names somebody: an error here will come again in the next wait.
+        let by = fight.by.take().or_else(|| events.author().unwrap_or_default());
         let whom = by.as_ref().map_or_else(|| "somebody".to_owned(), ToString::to_string);
         let applied = crate::apply_with(&self.plan, self.backend);
         let fighting = fight.repaired(start);

@@ -29,7 +29,8 @@ pub(super) struct Arguments {
     status: Option<PathBuf>,
     #[command(flatten)]
     run_dir: RunDir,
-    /// How often to look without being told of a change, in seconds
+    /// How often to look without being told of a change, in seconds (rules of iptables-legacy, of which the kernel tells
+    /// nothing: every second at least)
     #[arg(long, env = "URSA_INTERVAL", value_name = "SECONDS", default_value = "30",
           value_parser = clap::value_parser!(u64).range(1..=86400))]
     interval: u64,

@@ -9,6 +9,7 @@ use netlink_sys::Socket;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use serde::Serialize;
 
 use crate::netlink::{attribute, be32, text};
@@ -21,8 +22,10 @@ const RULES: u32 = 7;
 const ROUTES: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
 /// `NFT_MSG_NEWGEN` of nf_tables: the last message of a commit, and the only one that says whose it was.
 const NEWGEN: u16 = 10 << 8 | 15;
+/// Of the messages that wait, in bytes.
+const BUFFER: usize = 8 << 20;
 /// How long the end of a commit may come after its beginning, in milliseconds.
-const END_OF_COMMIT: u8 = 20;
+const END_OF_COMMIT: u16 = 1000;
 const HEADER: usize = 16;
 const NFGEN: usize = 4;
 
@@ -108,6 +111,14 @@ impl Events {
         }
     }
 
+    /// Who changed rules just now, for a change that was found before it was told.
+    pub(super) fn author(&mut self) -> io::Result<Option<Process>> {
+        Ok(match self.commit()? {
+            Commit::Foreign(by) => by,
+            Commit::Nothing | Commit::Own => None,
+        })
+    }
+
     /// Takes what is told about rules, up to the message that ends a commit.
     fn commit(&mut self) -> io::Result<Commit> {
         let (own, mut found, mut open) = (self.own, Commit::Nothing, false);
@@ -164,6 +175,9 @@ enum Commit {
 fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<Socket> {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
+    // One message per rule, each in a page: the usual buffer overflows with one whole table. A smaller one, where
+    // this isn't allowed, only loses who it was.
+    let _ = setsockopt(&borrow(&socket), RcvBufForce, &BUFFER);
     groups.iter().try_for_each(|group| socket.add_membership(*group))?;
     socket.set_non_blocking(true)?;
     Ok(socket)

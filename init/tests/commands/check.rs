@@ -73,7 +73,7 @@ fn no_rules() {
     let done = check(&web);
     assert_eq!((done.code, missing(&done)), (4, EVERYTHING.to_vec()), "{}{}", done.out, done.err);
     assert!(
-        done.out.contains("answered by a stranger") && done.out.contains("no rules of Ursa's"),
+        done.out.contains("answered by a stranger") && done.out.contains("no rules of Ursa's are in place"),
         "{}",
         done.out
     );
@@ -144,4 +144,36 @@ fn a_proxy_that_holds_its_ports_is_told_by_counters() {
     assert!(done.out.contains("was counted by rule"), "{}", done.out);
     web.run(nft::remove).unwrap();
     assert_eq!(check(&web).code, 4);
+}
+
+#[test]
+fn rules_of_iptables_are_checked_by_what_they_do() {
+    let (web, _stranger) = Namespace::pair();
+    let plan = Plan::compile(&intent()).unwrap();
+    web.run(|| ursa_init::apply_with(&plan, ursa_init::Backend::IptablesNft)).unwrap();
+    let done = check(&web);
+    assert_eq!((done.code, missing(&done)), (0, vec![]), "{}{}", done.out, done.err);
+    assert_eq!(inside(&web, "ip6tables", &["-t", "nat", "-F"], "").code, 0);
+    let done = check(&web);
+    assert_eq!(done.code, 4, "{}", done.out);
+    assert!(missing(&done).contains(&"outbound TCP over IPv6"), "{}", done.out);
+    assert!(!missing(&done).contains(&"outbound TCP over IPv4"), "{}", done.out);
+}
+
+#[test]
+fn an_init_container_without_rights_can_check() {
+    use std::os::unix::process::CommandExt as _;
+    let (web, _stranger) = Namespace::pair();
+    let as_app = || {
+        let mut command = crate::tool::init();
+        command.args(["check", "--proxy-uid", &PROXY.to_string(), "--timeout", "300"]).uid(1000).gid(1000);
+        web.run(|| run(&mut command))
+    };
+    let done = as_app();
+    assert_eq!(done.code, 4, "{}{}", done.out, done.err);
+    apply(&web, &intent());
+    let done = as_app();
+    assert_eq!((done.code, missing(&done)), (0, vec![]), "{}{}", done.out, done.err);
+    assert!(done.out.contains("ok       DNS by UDP over IPv6"), "{}", done.out);
+    assert!(done.out.contains("skipped  inbound TCP (hairpin) over IPv4: acting as uid"), "{}", done.out);
 }

@@ -11,7 +11,7 @@ use ursa_init::nft::{self, Counters};
 use crate::lab::Namespace;
 use crate::tool::{Done, init_in, inside, ok, run};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything that `ursa-init` could have changed.
 fn state(ns: &Namespace) -> String {
@@ -69,7 +69,7 @@ fn guards(folder: &Path) -> Vec<Pid> {
 #[test]
 fn what_is_confirmed_stays() {
     let (ns, folder, before) = before();
-    let text = change(&ns, folder.path(), "2s");
+    let text = change(&ns, folder.path(), "10s");
     assert!(text.contains("in place") && text.contains("ursa-init confirm"), "{text}");
     let after = state(&ns);
     assert_ne!(after, before);
@@ -143,7 +143,7 @@ fn a_closed_terminal_changes_nothing() {
 #[test]
 fn whoever_kills_both_guards_leaves_it_to_the_next_command() {
     let (ns, folder, before) = before();
-    change(&ns, folder.path(), "2s");
+    change(&ns, folder.path(), "6s");
     let both = guards(folder.path());
     // Stopped first, so that neither sees the other one die.
     for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
@@ -153,7 +153,7 @@ fn whoever_kills_both_guards_leaves_it_to_the_next_command() {
     }
     until("both are gone", || guards(folder.path()).iter().all(|pid| is_zombie(*pid)));
     let late = {
-        let deadline = Instant::now() + Duration::from_millis(2200);
+        let deadline = Instant::now() + Duration::from_millis(6200);
         while Instant::now() < deadline {
             std::thread::yield_now();
         }
