@@ -119,13 +119,21 @@ pub fn counted(bin_dir: &Path) -> anyhow::Result<(Counts, Counts)> {
 }
 
 fn counts(plugin: &Plugin, scratch: &Path) -> anyhow::Result<(Counts, Counts)> {
-    let space = Space::empty()?;
+    let space = pod()?;
     let plain = trace::count(&plugin.add(space.path(), false), scratch)?;
     Ok((plain, trace::count(&plugin.add(space.path(), true), scratch)?))
 }
 
+/// The address of every pod; each has a namespace of its own.
+const ADDRESS: &str = "10.88.0.7/16";
+
+/// A namespace with a pod's address.
+fn pod() -> anyhow::Result<Space> {
+    Space::new(|| Call::new("ip", &["address", "add", ADDRESS, "dev", "lo"]).run().map(drop))
+}
+
 fn spaces(count: usize) -> anyhow::Result<Vec<Space>> {
-    (0..count).map(|_| Space::empty()).collect()
+    (0..count).map(|_| pod()).collect()
 }
 
 /// Runs all of them at the same time.
@@ -160,7 +168,7 @@ impl Plugin {
         let previous = json!({
             "cniVersion": "1.0.0",
             "interfaces": [{"name": "eth0", "sandbox": netns}],
-            "ips": [{"address": "10.88.0.7/16", "interface": 0}],
+            "ips": [{"address": ADDRESS, "interface": 0}],
         });
         self.add_after(netns, meshed, &previous)
     }
@@ -169,6 +177,7 @@ impl Plugin {
         let injection = if meshed { "enabled" } else { "disabled" };
         let config = json!({
             "cniVersion": "1.0.0", "name": "bench", "type": "ursa-cni", "runDir": self.run_dir,
+            "stateDir": self.run_dir,
             "workload": {"name": "web"},
             "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"kuma.io/sidecar-injection": injection}},
             "prevResult": previous,
