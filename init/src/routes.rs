@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use self::kernel::Kernel;
+use self::kernel::{Kernel, Loopback};
 use crate::error::{Error, Hint, libc_errno};
 use crate::nft::text_difference;
 use crate::plan::{Family, Plan, PolicyRoute};
@@ -149,9 +149,11 @@ pub fn ensure(plan: &Plan) -> Result<Changes, Error> {
 }
 
 fn ensure_all(kernel: &mut Kernel, plan: &Plan, changes: &mut Changes) -> Result<(), Error> {
-    let wanted = wanted(plan)?;
-    if !wanted.is_empty() {
-        changes.raised_lo = kernel.raise_lo()?;
+    let lo = kernel.loopback()?;
+    let wanted = wanted(plan, lo)?;
+    if !wanted.is_empty() && !lo.up {
+        kernel.raise_lo()?;
+        changes.raised_lo = true;
     }
     let found = kernel.read()?;
     for item in &wanted {
@@ -185,8 +187,9 @@ pub fn read_back() -> Result<Found, Error> {
 
 /// The differences between the kernel (`-`) and the plan (`+`).
 pub fn diff(plan: &Plan) -> Result<Vec<String>, Error> {
-    let wanted = wanted(plan)?;
-    let found = read_back()?;
+    let mut kernel = Kernel::open()?;
+    let wanted = wanted(plan, kernel.loopback()?)?;
+    let found = kernel.read()?;
     let in_place: Vec<_> =
         found.ours.union(&found.others).filter(|i| found.ours.contains(i) || wanted.contains(i)).collect();
     let lines = |items: &mut dyn Iterator<Item = &Item>| items.map(ToString::to_string).collect::<Vec<_>>();
@@ -194,7 +197,7 @@ pub fn diff(plan: &Plan) -> Result<Vec<String>, Error> {
 }
 
 /// What the plan wants in this namespace: without IPv6 there is nothing to close for it.
-fn wanted(plan: &Plan) -> Result<BTreeSet<Item>, Error> {
+fn wanted(plan: &Plan, lo: Loopback) -> Result<BTreeSet<Item>, Error> {
     let routes = plan.local_routes.iter().map(|net| Item::Route(*net));
     let all = routes.chain(plan.loopback_addresses.iter().map(|a| Item::Address(*a)));
     let mut wanted: BTreeSet<_> = all.collect();
@@ -206,7 +209,7 @@ fn wanted(plan: &Plan) -> Result<BTreeSet<Item>, Error> {
             wanted.insert(Item::Rule(family, route.mark, route.table));
         }
     }
-    if wanted.iter().any(Item::is_ipv6) && !ipv6_on_lo()? {
+    if wanted.iter().any(Item::is_ipv6) && !lo.ipv6 && !ipv6_on_lo()? {
         wanted.retain(|item| !item.is_ipv6());
     }
     Ok(wanted)
