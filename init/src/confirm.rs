@@ -29,6 +29,9 @@ use crate::plan::{Plan, PolicyRoute};
 use crate::random::token;
 use crate::routes;
 
+/// After so many seconds nobody waits any more for a change in a namespace that is probably gone.
+const FORGOTTEN: f64 = 3600.0;
+
 /// Why a probation can't begin or end.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfirmError {
@@ -54,6 +57,12 @@ pub enum ConfirmError {
     /// Nothing waits.
     #[error("nothing waits to be confirmed{0}")]
     Nothing(String),
+    /// What is overdue can only be undone where it was made.
+    #[error(
+        "a change in another network namespace was never confirmed, and its guards are gone: run `ursa-init confirm \
+         --netns PATH` with that namespace, which rolls it back"
+    )]
+    Elsewhere,
     /// The deadline has passed.
     #[error(
         "too late: the rules from before are in place again. Apply once more and confirm within the time"
@@ -173,7 +182,9 @@ impl Probation {
         }
         let locked = self.lock()?;
         match locked.read()? {
-            Some(pending) if pending.deadline <= uptime() => locked.roll_back(netns, &pending).map(|()| true),
+            Some(pending) if pending.deadline <= uptime() && pending.netns == netns.id()? => {
+                locked.roll_back(netns, &pending).map(|()| true)
+            }
             _ => Ok(false),
         }
     }
@@ -182,7 +193,10 @@ impl Probation {
     pub fn begin(&self, netns: &Netns, time: Duration) -> Result<String, ConfirmError> {
         self.settle(netns)?;
         let locked = self.lock()?;
-        if let Some(pending) = locked.read()? {
+        if let Some(pending) = locked.read()?.filter(|pending| pending.deadline + FORGOTTEN > uptime()) {
+            if pending.deadline <= uptime() {
+                return Err(ConfirmError::Elsewhere);
+            }
             return Err(ConfirmError::Pending(pending.left().as_secs() + 1));
         }
         let before = netns.run(Before::read)??;
@@ -277,12 +291,10 @@ impl Locked<'_> {
 
     /// The file goes last: whoever dies in between leaves it to the next one.
     fn roll_back(&self, netns: &Netns, pending: &Pending) -> Result<(), ConfirmError> {
-        // Of a namespace that is gone nothing is left to be put back.
-        if netns.id()? == pending.netns {
-            netns.run(|| pending.before.restore())??;
-        } else {
-            tracing::warn!("the change that was never confirmed was made in another network namespace");
+        if netns.id()? != pending.netns {
+            return Err(ConfirmError::Elsewhere);
         }
+        netns.run(|| pending.before.restore())??;
         let text = format!("the change {} wasn't confirmed in time and is rolled back\n", pending.id);
         // Only tells; the rules are what counts.
         let _ = std::fs::write(self.probation.last(), text);

@@ -152,14 +152,24 @@ fn whoever_kills_both_guards_leaves_it_to_the_next_command() {
         }
     }
     until("both are gone", || guards(folder.path()).iter().all(|pid| is_zombie(*pid)));
+    let other = Namespace::new();
     let late = {
         let deadline = Instant::now() + Duration::from_millis(6200);
         while Instant::now() < deadline {
             std::thread::yield_now();
         }
+        // Elsewhere nothing is undone, and nothing is forgotten.
+        let elsewhere = confirm(&other, folder.path());
+        assert!(
+            elsewhere.code == 1 && elsewhere.err.contains("another network namespace"),
+            "{}",
+            elsewhere.err
+        );
+        ok(&mut with(&other, folder.path(), &["apply", "--proxy-uid", "5678"]));
         confirm(&ns, folder.path())
     };
     assert!(late.code == 1 && late.err.contains("too late"), "{}", late.err);
+    assert!(!folder.path().join("confirm.json").exists());
     assert_eq!(state(&ns), before);
 }
 
