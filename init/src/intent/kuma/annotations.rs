@@ -228,4 +228,23 @@ mod tests {
         // An injector has read it already.
         assert!(read(&base(), &[(CONFIG_MAP, "my-config"), (CONFIG, "{}")]).is_ok());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_an_annotation_holds_it_is_taken_or_named(
+            which in 0..SETTINGS.len() + 4,
+            text in "[ -~]{0,12}|[0-9,:;*a-z/.-]{0,16}|(tcp|udp|true|enabled|[0-9]{1,5})([:,;-]([0-9]{1,5}|\\*|tcp))*",
+        ) {
+            let others = [CONFIG, REDIRECTED, GATEWAY, PROBE_PORTS[0]];
+            let name = SETTINGS.get(which).map_or_else(|| others[which - SETTINGS.len()], |(name, _)| name);
+            match read(&base(), &[(name, &text)]) {
+                // What is taken can be written and read again.
+                Ok(intent) => {
+                    let written = serde_json::to_string(&intent).unwrap();
+                    proptest::prop_assert_eq!(serde_json::from_str::<RedirectIntent>(&written).unwrap(), intent);
+                }
+                Err(found) => proptest::prop_assert!(found.iter().all(|v| v.field.contains(name)), "{:?}", found),
+            }
+        }
+    }
 }
