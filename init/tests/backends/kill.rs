@@ -12,9 +12,11 @@ use crate::lab::Namespace;
 use crate::support::{moved, plan};
 use crate::tracer::{Ended, Victim, run};
 
-/// Points of a run, spread over all of it; `URSA_KILLS` says how many, and more than there are hit each at least once.
-fn points(all: usize, few: usize) -> Vec<usize> {
-    let wanted = std::env::var("URSA_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(few);
+/// Points of a run, spread over all of it; `URSA_KILLS` says how many there are in `runs` of them, and more than a run
+/// has hit each at least once.
+fn points(all: usize, few: usize, runs: usize) -> Vec<usize> {
+    let asked = std::env::var("URSA_KILLS").ok().and_then(|n| n.parse::<usize>().ok());
+    let wanted = asked.map_or(few, |n| n.div_ceil(runs));
     (1..=wanted).map(|i| (i * all / wanted).max(1)).collect()
 }
 
@@ -70,7 +72,7 @@ fn nftables_holds_the_old_rules_or_the_new() {
     let all = length(apply(1));
     let mut seen = [0, 0];
     let mut now = 1;
-    for at in points(all, 60) {
+    for at in points(all, 60, 1) {
         let next = 1 - now;
         let _ = run(apply(next), at, Victim::Everybody);
         let equal: Vec<_> = plans.iter().map(|p| web.run(|| nft::diff(p)).unwrap().is_empty()).collect();
@@ -167,7 +169,7 @@ fn iptables_tables_are_whole(backend: Backend, kind: &str) {
         prepare();
         let all = length(command());
         assert_eq!(tables(&web, kind), *state(to), "{name}");
-        for (i, at) in points(all, 14).into_iter().enumerate() {
+        for (i, at) in points(all, 14, 3).into_iter().enumerate() {
             prepare();
             assert_eq!(tables(&web, kind), *state(from), "{name}");
             let victim = if i % 2 == 0 { Victim::Everybody } else { Victim::Program };
