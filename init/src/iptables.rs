@@ -36,6 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The name of the jumps' targets, one per built-in chain that we hook into.
 pub(crate) const DISPATCHERS: [&str; 2] = ["URSA_IN", "URSA_OUT"];
 
+/// A chain that stands for a moment; what is left of it goes with the next change.
+const PROBE: &str = "URSA_PROBE";
+
 /// The tables in which something guards.
 const GUARDS: [Table; 3] = [Table::Raw, Table::Mangle, Table::Filter];
 const REDIRECTS: [Table; 1] = [Table::Nat];
@@ -203,16 +206,20 @@ impl Kernel {
 
     /// From whatever is there to what is wanted. Returns whether anything changed.
     fn reach(&self, wanted: &Wanted) -> Result<bool, Error> {
-        let plain = wanted.without_comments();
-        let mut first = None;
-        // The second only for what may be the reason of a refusal: a kernel without comments.
-        for wanted in [wanted, &plain] {
-            match self.reach_one(wanted) {
-                Err(error @ Error::Iptables { .. }) => drop(first.get_or_insert(error)),
-                done => return done,
+        match self.reach_one(wanted) {
+            Err(error @ Error::Iptables { .. }) if !self.takes_comments() => {
+                self.reach_one(&wanted.without_comments()).map_err(|_| error)
             }
+            done => done,
         }
-        Err(first.unwrap_or(Error::Contended { attempts: 0 }))
+    }
+
+    /// Whether rules may have comments, tried with a chain that nothing leads to.
+    fn takes_comments(&self) -> bool {
+        let chain = format!("*raw\n:{PROBE} - [0:0]\n");
+        let probe = format!("{chain}-A {PROBE} -m comment --comment probe -j RETURN\nCOMMIT\n");
+        let taken = self.tools.restore(Family::V4, &probe).is_ok();
+        taken && self.tools.restore(Family::V4, &format!("{chain}-X {PROBE}\nCOMMIT\n")).is_ok()
     }
 
     fn reach_one(&self, wanted: &Wanted) -> Result<bool, Error> {

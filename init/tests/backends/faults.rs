@@ -206,6 +206,38 @@ fn a_table_that_is_refused_leaves_the_old_rules() {
     }
 }
 
+/// Whichever of the programs that write is the one that fails.
+#[test]
+fn a_program_that_fails_leaves_the_old_rules() {
+    for (backend, kind) in [(Backend::IptablesNft, "nft"), (Backend::IptablesLegacy, "legacy")] {
+        let web = Namespace::alone();
+        let (mut failed, mut n) = (0, 0);
+        loop {
+            n += 1;
+            web.apply(&plan(&moved(0)), backend).unwrap();
+            let before = everything(&web);
+            let (lie, folder) = lying(
+                kind,
+                &format!(
+                    "case $name in *-restore) echo >>$COUNT; \
+                     [ $(wc -l <$COUNT) != {n} ] || {{ echo 'killed by somebody' >&2; exit 1; }};; esac; real \"$@\""
+                ),
+            );
+            let counter = format!("export COUNT='{}'; {lie}", folder.path().join("count").display());
+            let output = program(&web, &counter, &format!("apply --backend {backend}"), &moved(100));
+            if output.status.success() {
+                break;
+            }
+            failed += 1;
+            assert!(complaint(&output).contains("killed by somebody"), "{}", complaint(&output));
+            assert_eq!(everything(&web), before, "{backend}, program {n}");
+        }
+        assert_eq!(web.diff(&plan(&moved(100)), backend), Vec::<String>::new());
+        // Guards of both plans, redirects, guards of the new one, of two families.
+        assert_eq!(failed, 6, "{backend}");
+    }
+}
+
 #[test]
 fn a_kernel_without_comments_gets_rules_without_them() {
     for (backend, kind) in [(Backend::IptablesNft, "nft"), (Backend::IptablesLegacy, "legacy")] {
@@ -318,7 +350,7 @@ fn failing(backend: Backend, call: &str, errors: &[&str]) -> (usize, usize) {
 
 #[test]
 fn every_refused_request_leaves_the_old_rules() {
-    let (done, failed) = failing(Backend::Nftables, "sendto", &["EOPNOTSUPP", "ENOENT", "ENOBUFS"]);
+    let (done, failed) = failing(Backend::Nftables, "sendto", &["EOPNOTSUPP", "ENOENT", "ENOBUFS", "EPERM"]);
     assert!(done > 0 && failed > 10, "{done} {failed}");
 }
 
