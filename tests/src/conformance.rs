@@ -13,6 +13,7 @@ pub mod api;
 pub mod cni;
 pub mod deviations;
 pub mod naming;
+pub mod redirect;
 pub mod validation;
 
 /// How one case ended.
@@ -121,6 +122,7 @@ impl Group {
 /// Every group that is judged.
 pub const GROUPS: &[Group] = &[
     Group { name: "02-validation", run: validation::run },
+    Group { name: "03-transparent-proxy", run: redirect::run },
     Group { name: "05-cni", run: cni::run },
     Group { name: "07-api-server", run: api::run },
     Group { name: "08-naming-and-labels", run: naming::run },

@@ -26,6 +26,66 @@ pub const DEVIATIONS: &[Deviation] = &[
              be refused there",
     },
     Deviation {
+        group: "03-transparent-proxy",
+        cases: "* MeshAddressesAreClosed",
+        difference: "*",
+        reason: "the mesh's addresses exist in the workload's namespace alone: redirected or refused there, and never taken from the wire",
+    },
+    Deviation {
+        group: "03-transparent-proxy",
+        cases: "* OwnPortsAreClosed",
+        difference: "*",
+        reason: "the peer answers for the proxy's own ports as if the application had them; Ursa refuses who isn't redirected there",
+    },
+    Deviation {
+        group: "03-transparent-proxy",
+        cases: "* ForwardedIsLeftAlone",
+        difference: "*",
+        reason: "connections that only pass through (of a host's containers) aren't the workload's",
+    },
+    Deviation {
+        group: "03-transparent-proxy",
+        cases: "* LoopbackIsAllOfIt",
+        difference: "*",
+        reason: "all of 127/8 is loopback for the proxy too, not only 127.0.0.1",
+    },
+    Deviation {
+        group: "03-transparent-proxy",
+        cases: "* LookupsOverTcp",
+        difference: "*",
+        reason: "lookups over TCP go to the shim as those over UDP do, or a long answer would go past the mesh",
+    },
+    Deviation {
+        group: "03-transparent-proxy",
+        cases: "* LookupsOfGuests",
+        difference: "*",
+        reason: "the peer's shim answers guests in another conntrack zone than they asked in, so that no guest gets an answer",
+    },
+    Deviation {
+        group: "03-transparent-proxy",
+        cases: "* ShimAsksDirectly",
+        difference: "*",
+        reason: "what the shim asks a resolver of its own namespace over TCP would arrive at the inbound listener",
+    },
+    Deviation {
+        group: "03-transparent-proxy",
+        cases: "* HairpinHonoursInboundPorts",
+        difference: "*",
+        reason: "a workload's call of itself goes to the inbound listener under the rules of everybody's calls",
+    },
+    Deviation {
+        group: "03-transparent-proxy",
+        cases: "* HairpinIgnoresOutboundExclusions",
+        difference: "*",
+        reason: "exclusions are about what the application opens; its proxy's call of the workload is an arriving one",
+    },
+    Deviation {
+        group: "03-transparent-proxy",
+        cases: "* DeliveriesAreNoLookups",
+        difference: "*",
+        reason: "what comes from the address of the proxy's deliveries is one, whatever its port",
+    },
+    Deviation {
         group: "07-api-server",
         cases: "policy-dataplanes/meshtimeout_consumer_dataplanes",
         difference: "error: line * column *: duplicate mapping key: *",
@@ -87,6 +147,13 @@ pub struct Arrangement {
 
 /// All of them; nothing is arranged that isn't here.
 pub const ARRANGEMENTS: &[Arrangement] = &[
+    Arrangement {
+        group: "03-transparent-proxy",
+        cases: "dry-run/*",
+        does: Does::Flag("--kuma-dp-user", "5678"),
+        reason: "root can't be the proxy: everything that root does would go past the mesh; the expected rules get the \
+                 same user",
+    },
     Arrangement {
         group: "07-api-server",
         cases: "*",

@@ -53,7 +53,8 @@ pub(crate) enum Named {
     ShimAsksDirectly,
     /// With some resolvers captured, a lookup of another one inside the namespace is no call to the outside.
     OtherLocalResolversAreLocal,
-    /// A guest's lookups go to the shim.
+    /// A guest's lookups go to the shim and are answered. Kuma's shim answers in another conntrack zone than the
+    /// guest asked in, and the answer doesn't look like one.
     LookupsOfGuests,
     /// A proxy's call of its own workload goes to the inbound listener under the same rules as everybody's call: ports
     /// that are excluded there, or not included, are not the listener's.

@@ -233,7 +233,6 @@ fn prepare() {
         ("ipv4/conf/all/send_redirects", "0"),
         ("ipv4/conf/default/send_redirects", "0"),
         ("ipv6/conf/default/accept_dad", "0"),
-        ("ipv6/conf/default/addr_gen_mode", "1"),
         ("ipv4/icmp_ratelimit", "0"),
         ("ipv6/icmp/ratelimit", "0"),
     ] {

@@ -105,27 +105,35 @@ pub(crate) fn matrix(edges: &Edges, intent: &RedirectIntent) -> Vec<Probe> {
     opened(&mut matrix, edges, intent, &ports);
     arriving(&mut matrix, edges, &ports);
     guests(&mut matrix, edges, &ports);
-    let mesh = |to: IpAddr| intent.vip_ranges.iter().any(|range| range.contains(&to));
-    let probes = matrix.probes.into_iter().map(|mut probe| {
-        // Ursa swallows what is for a mesh address, unless the mesh's own guests send it.
-        let stranger = match probe.origin {
-            Origin::Web { .. } => false,
-            Origin::Far => true,
-            Origin::Guest(name) => {
-                let redirected = match probe.layer4 {
-                    Layer4::Tcp => intent.outbound.enabled,
-                    Layer4::Udp => intent.dns.enabled && probe.to.port() == 53,
-                };
-                !redirected || !intent.bridges.iter().any(|bridge| bridge.interface.matches(name))
-            }
-        };
-        // Istio loses what is only forwarded when it is transparent.
-        let outside = !matches!(probe.origin, Origin::Web { .. });
-        let forwarded = outside && intent.inbound.mode == InboundMode::Tproxy && !is_own(probe.to.ip());
-        probe.may_be_lost = forwarded || (stranger && mesh(probe.to.ip()));
-        probe
-    });
+    let probes =
+        matrix.probes.into_iter().map(|probe| Probe { may_be_lost: may_be_lost(&probe, intent), ..probe });
     probes.collect()
+}
+
+/// Whether one of the two rule sets swallows the packet, or its answer.
+fn may_be_lost(probe: &Probe, intent: &RedirectIntent) -> bool {
+    let to = probe.to.ip();
+    let same_family = |net: &IpNet| net.addr().is_ipv4() == to.is_ipv4();
+    let lookup = probe.layer4 == Layer4::Udp && probe.to.port() == 53;
+    let guest = match probe.origin {
+        Origin::Web { .. } => return false,
+        Origin::Far => false,
+        Origin::Guest(name) => intent.bridges.iter().any(|bridge| {
+            let concerned = bridge.local_cidrs.is_empty() || bridge.local_cidrs.iter().any(same_family);
+            concerned && bridge.interface.matches(name)
+        }),
+    };
+    // Ursa swallows what is for a mesh address, unless it redirects it.
+    let redirected = match probe.layer4 {
+        Layer4::Tcp => intent.outbound.enabled,
+        Layer4::Udp => intent.dns.enabled && lookup,
+    };
+    let mesh = intent.vip_ranges.iter().any(|range| range.contains(&to));
+    // Istio loses what is only forwarded when it is transparent.
+    let forwarded = intent.inbound.mode == InboundMode::Tproxy && !is_own(to);
+    // Kuma's shim answers guests in another conntrack zone than they asked in.
+    let zones = guest && lookup && intent.dns.enabled && intent.dns.conntrack_zones;
+    forwarded || zones || (mesh && !(guest && redirected))
 }
 
 fn remote() -> [IpAddr; 2] {
@@ -180,8 +188,8 @@ fn opened(matrix: &mut Matrix, edges: &Edges, intent: &RedirectIntent, ports: &B
         // The address that marks the proxy's deliveries, on lo and elsewhere.
         let passthrough: [IpAddr; 2] =
             [Ipv4Addr::new(127, 0, 0, 6).into(), Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6).into()];
-        // Without an inbound listener there are no deliveries, and nobody has the IPv6 address.
-        for to in inside.iter().filter(|to| to.is_ipv4() || intent.inbound.enabled) {
+        // Without deliveries nobody has the IPv6 address.
+        for to in inside.iter().filter(|to| to.is_ipv4() || (intent.inbound.enabled && intent.ipv6)) {
             let source = passthrough[usize::from(to.is_ipv6())];
             for port in [53, 80] {
                 matrix.add(origin(owner), Layer4::Tcp, Some(source), *to, port);

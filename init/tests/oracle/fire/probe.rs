@@ -93,7 +93,7 @@ impl Probe {
     /// That also loses a refusal by the port that an earlier connection was redirected to, when both happen to have
     /// the same source port. So what is lost and shouldn't be is sent again, from another port.
     pub(super) fn fire(&self, mut port: impl FnMut() -> u16) -> Landed {
-        let tries = if self.may_be_lost { 1 } else { 3 };
+        let tries = if self.may_be_lost { 2 } else { 3 };
         let mut landed = (0..tries).map(|_| self.fire_once(&mut port));
         landed.find(|landed| *landed != Landed::Lost).unwrap_or(Landed::Lost)
     }
