@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use ursa_init::RedirectIntent;
-use ursa_init::intent::kuma::from_annotations;
+use ursa_init::intent::kuma::for_pod;
 use ursa_model::injection::{Injection, Pod, Rules};
 use ursa_model::labels::{self, Labels};
 
@@ -272,19 +272,14 @@ impl NetConf {
     /// The pod's redirect.
     pub(crate) fn intent(&self, of_pod: Option<&Labels>) -> Result<RedirectIntent, Failure> {
         let given = self.redirect.clone().unwrap_or_else(|| json!({}));
-        let mut intent: RedirectIntent = serde_json::from_value(given).map_err(|e| {
+        let intent: RedirectIntent = serde_json::from_value(given).map_err(|e| {
             Failure::new(
                 Code::InvalidConfig,
                 "`redirect` in ursa-cni's configuration is invalid",
                 e.to_string(),
             )
         })?;
-        if intent.proxy_uids.is_empty() && intent.proxy_gids.is_empty() && intent.proxy_mark.is_none() {
-            intent.proxy_gids.push(PROXY_GID);
-        }
-        // A pod must not choose the user of a process that runs on the node: another's proxy could be its own.
-        let owners = (intent.proxy_uids.clone(), intent.proxy_gids.clone(), intent.proxy_mark);
-        intent = from_annotations(&intent, &self.all_annotations(of_pod)).map_err(|faults| {
+        for_pod(intent, PROXY_GID, &self.all_annotations(of_pod)).map_err(|faults| {
             let faults: Vec<_> =
                 faults.iter().map(|fault| format!("{} {}", fault.field, fault.message)).collect();
             Failure::new(
@@ -292,9 +287,7 @@ impl NetConf {
                 "the pod's annotations describe no redirect",
                 format!("{}; correct them and create the pod again", faults.join("; ")),
             )
-        })?;
-        (intent.proxy_uids, intent.proxy_gids, intent.proxy_mark) = owners;
-        Ok(intent)
+        })
     }
 
     /// The annotations that the runtime delivered.

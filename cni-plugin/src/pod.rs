@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -23,39 +22,15 @@ pub(crate) fn namespace(environment: &Environment) -> Result<Netns, Failure> {
 /// Checks that the namespace has an address of the previous result: rules in another pod's, or the machine's, would
 /// be worse than none.
 pub(crate) fn refuse_strangers(netns: &Netns, expected: &[String]) -> Result<(), Failure> {
-    let wrong = |message: String, details: String| Failure::new(Code::InvalidNamespace, message, details);
     if expected.is_empty() {
         let hint = "ursa-cni must come after the plugin that gives the pod its addresses";
         return Err(Failure::new(Code::InvalidConfig, "prevResult lists no `ips`", hint));
     }
-    let found = netns
-        .run(addresses)
-        .map_err(|e| wrong("the pod's addresses can't be read".to_owned(), e.with_causes()))?;
-    let found = found.map_err(|e| wrong("the pod's addresses can't be read".to_owned(), e.to_string()))?;
-    if expected.iter().filter_map(|text| text.parse::<IpAddr>().ok()).any(|address| found.contains(&address))
-    {
-        return Ok(());
-    }
-    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
-    Err(wrong(
-        format!("CNI_NETNS is not the namespace of this pod: none of {} is in it", expected.join(", ")),
-        format!(
-            "it has {}; nothing was changed. Look for a runtime or a plugin before this one that mixes up namespaces",
-            if found.is_empty() { "no address".to_owned() } else { found.join(", ") }
-        ),
-    ))
-}
-
-/// The addresses of the calling thread's namespace.
-fn addresses() -> io::Result<BTreeSet<IpAddr>> {
-    let interfaces = nix::ifaddrs::getifaddrs()?;
-    Ok(interfaces
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-        })
-        .collect())
+    let expected: Vec<IpAddr> = expected.iter().filter_map(|text| text.parse().ok()).collect();
+    netns.refuse_strangers(&expected).map_err(|e| {
+        let message = "CNI_NETNS is not this pod's network namespace";
+        Failure::new(Code::InvalidNamespace, message, e.with_causes())
+    })
 }
 
 /// The ports among those that the rules send traffic to on which nobody listens.

@@ -49,6 +49,20 @@ pub enum Error {
         .0.display()
     )]
     OtherUsers(PathBuf),
+    /// The namespace is another pod's.
+    #[error(
+        "{} isn't this pod's network namespace: the pod has {expected}, in there is {found}; nothing was changed. Look \
+         for a runtime or plugin that mixes up namespaces",
+        path.display()
+    )]
+    Stranger {
+        /// The namespace.
+        path: PathBuf,
+        /// The pod's addresses.
+        expected: String,
+        /// Those in the namespace.
+        found: String,
+    },
     /// The kernel refused a request.
     #[error("the kernel refused to {what}{hint}")]
     Kernel {

@@ -1,7 +1,9 @@
 //! Working in another network namespace, and never by accident in the machine's own.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -123,6 +125,41 @@ impl Netns {
     /// Fails when this is the machine's own namespace or the caller's.
     pub fn refuse_own_or_host(&self) -> Result<(), Error> {
         if self.is_own()? { Err(Error::HostNamespace(self.path.clone())) } else { self.refuse_host() }
+    }
+
+    /// The addresses of its interfaces.
+    pub fn addresses(&self) -> Result<BTreeSet<IpAddr>, Error> {
+        let list = || -> nix::Result<BTreeSet<IpAddr>> {
+            let of = |interface: nix::ifaddrs::InterfaceAddress| {
+                let address = interface.address?;
+                let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+                v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+            };
+            Ok(nix::ifaddrs::getifaddrs()?.filter_map(of).collect())
+        };
+        self.run(list)?.map_err(|errno| Error::Namespace {
+            what: "list the addresses of",
+            path: self.path.clone(),
+            hint: Hint(""),
+            source: errno.into(),
+        })
+    }
+
+    /// Fails when none of a pod's addresses is in the namespace: it isn't that pod's, and rules in another's would be
+    /// worse than none.
+    pub fn refuse_strangers(&self, expected: &[IpAddr]) -> Result<(), Error> {
+        let found = self.addresses()?;
+        if expected.iter().any(|address| found.contains(address)) {
+            return Ok(());
+        }
+        let list = |addresses: Vec<String>| {
+            if addresses.is_empty() { "none".to_owned() } else { addresses.join(", ") }
+        };
+        Err(Error::Stranger {
+            path: self.path.clone(),
+            expected: list(expected.iter().map(ToString::to_string).collect()),
+            found: list(found.iter().map(ToString::to_string).collect()),
+        })
     }
 
     /// Runs `f` inside, on a thread of its own: a pool's thread must never keep a foreign namespace.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::cni::Decisions;
 use super::config::{AgentConfig, LauncherKind};
 use super::control::Control;
+use super::cri::Repair;
 use super::session::{Inspector, Session};
 use super::socket::{AgentSocket, Parts};
 use super::supervisor::Supervisor;
@@ -55,7 +56,9 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let path = config.socket();
     // Before the socket: from then on the plugin finds it.
     let decisions = Arc::new(Decisions::open(&config));
-    let parts = Parts { config, control: Arc::clone(&control), session, supervisor, decisions };
+    let (pods, repair_task) =
+        Repair::start(&config, Arc::clone(&decisions), supervisor.clone(), stop.clone());
+    let parts = Parts { config, control: Arc::clone(&control), session, supervisor, decisions, pods };
     let socket = AgentSocket::bind(&path, parts)
         .await
         .with_context(|| format!("can't listen on {}", path.display()))?;
@@ -74,7 +77,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     }
     tracing::info!("the agent stops; shims and Envoys go on");
     stop.cancel();
-    for task in [session_task, supervisor_task, socket_task, renewal_task] {
+    for task in [session_task, supervisor_task, socket_task, renewal_task].into_iter().chain(repair_task) {
         task.await.context("a part of the agent failed")?;
     }
     Ok(())

@@ -11,13 +11,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use ursa_model::injection::Decision;
 
 use super::cni::{Attachment, CniAdd, Decisions, records};
 use super::config::AgentConfig;
 use super::control::{Control, chain};
+use super::cri::PodReport;
 use super::session::{ConnectionState, Session};
 use super::status::{AgentStatus, Phase};
 use super::supervisor::Supervisor;
@@ -89,6 +90,8 @@ pub struct Parts {
     pub supervisor: Supervisor,
     /// What is known of pods.
     pub decisions: Arc<Decisions>,
+    /// What the container runtime showed.
+    pub pods: watch::Receiver<PodReport>,
 }
 
 impl AgentSocket {
@@ -254,6 +257,7 @@ impl Parts {
             },
             broken_files,
             workloads,
+            pods: self.config.cri.is_some().then(|| self.pods.borrow().clone()),
         }
     }
 }

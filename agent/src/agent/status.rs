@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use super::cri::PodReport;
 use super::identity::Leaf;
 use crate::relay::{Rejection, Source};
 
@@ -132,6 +133,9 @@ pub struct AgentStatus {
     pub broken_files: Vec<BrokenFile>,
     /// The workloads of this node.
     pub workloads: Vec<WorkloadStatus>,
+    /// What the container runtime showed, where one is configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pods: Option<PodReport>,
 }
 
 /// A file that describes no workload.
@@ -179,11 +183,33 @@ impl AgentStatus {
             let running = if file.running { " (its former version keeps running)" } else { "" };
             line(out, 0, "broken file", &format!("{}{running}: {}", file.path, file.error));
         }
+        if let Some(pods) = &self.pods {
+            pods.write(out);
+        }
         for workload in &self.workloads {
             workload.write(out, now);
         }
         if self.workloads.is_empty() {
             line(out, 0, "workloads", "none");
+        }
+    }
+}
+
+impl PodReport {
+    fn write(&self, out: &mut String) {
+        let seen = match &self.error {
+            Some(error) => error.clone(),
+            None => format!(
+                "{} run at {}, {} of them in the mesh, {} put there after their start",
+                self.sandboxes,
+                self.runtime.display(),
+                self.meshed,
+                self.repaired
+            ),
+        };
+        line(out, 0, "pods", &seen);
+        for problem in &self.problems {
+            line(out, 2, &problem.pod, &problem.error);
         }
     }
 }

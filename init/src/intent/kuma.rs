@@ -7,7 +7,7 @@ mod annotations;
 mod settings;
 mod words;
 
-pub use annotations::{from_annotations, is_known};
+pub use annotations::{for_pod, from_annotations, is_known};
 pub use settings::{Lookups, ReadResolvers, Settings};
 pub use words::{ParseUidsError, bridges, cidrs, owner_exclusions};
 

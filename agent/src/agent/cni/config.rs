@@ -7,7 +7,7 @@ use ursa_init::RedirectIntent;
 use ursa_model::injection::{INJECTION, Injection, Knowledge, NamespaceFacts};
 use ursa_model::labels::Labels;
 
-use super::Workload;
+use super::{PluginConfig, Workload};
 
 /// Part `cni` of the agent's configuration. Its keys mean what they mean in the plugin's, for pods that the agent
 /// itself finds.
@@ -58,5 +58,17 @@ impl CniConfig {
             knowledge.learn_namespace(name, &NamespaceFacts { labels, ..NamespaceFacts::default() });
         }
         knowledge
+    }
+
+    /// The same as if the plugin had brought it.
+    pub(crate) fn as_network(&self) -> PluginConfig {
+        PluginConfig {
+            name: String::new(),
+            exclude_namespaces: self.exclude_namespaces.clone(),
+            annotations: self.annotations.clone(),
+            labels: self.labels.clone(),
+            redirect: self.redirect.clone(),
+            workload: self.workload.clone(),
+        }
     }
 }

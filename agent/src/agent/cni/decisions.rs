@@ -1,12 +1,13 @@
 //! What this agent knows of pods, and its file, by which the plugin decides while the agent is dead.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ursa_model::injection::{
-    Decision, Invalid, Knowledge, MAX_FILE, NamespaceFacts, Pod, PodFacts, Rules, Verdict, decide, membership,
+    Invalid, Knowledge, MAX_FILE, NamespaceFacts, Pod, PodFacts, Rules, Verdict, decide, membership,
 };
 use ursa_model::labels::Labels;
 
@@ -90,9 +91,17 @@ impl Decisions {
         .await;
     }
 
-    /// Forgets the pods for which `keep` (of namespace, name and UID) is false.
-    pub async fn retain(self: &Arc<Self>, keep: impl Fn(&str, &str, &str) -> bool + Send + 'static) {
-        self.change(move |knowledge| knowledge.retain_pods(keep)).await;
+    /// Learns what the runtime says of all its pods, and forgets those that it doesn't know.
+    pub async fn learn_all(self: &Arc<Self>, pods: Vec<(String, String, PodFacts)>) {
+        self.change(move |knowledge| {
+            let uids: BTreeSet<&str> = pods.iter().map(|(_, _, facts)| facts.uid.as_str()).collect();
+            let mut news = knowledge.retain_pods(|_, _, uid| uids.contains(uid));
+            for (namespace, name, facts) in &pods {
+                news |= !facts.uid.is_empty() && knowledge.learn_pod(namespace, name, facts);
+            }
+            news
+        })
+        .await;
     }
 
     async fn change(self: &Arc<Self>, change: impl FnOnce(&mut Knowledge) -> bool + Send + 'static) {
@@ -106,11 +115,6 @@ impl Decisions {
         if let Err(error) = tokio::task::spawn_blocking(work).await {
             tracing::error!(%error, "what is known of pods couldn't be changed");
         }
-    }
-
-    /// Whether nothing decides, for tests and logs.
-    pub fn is_undecided(&self, call: &CniAdd) -> bool {
-        self.decide(call).is_ok_and(|verdict| verdict.decision == Decision::Undecided)
     }
 }
 

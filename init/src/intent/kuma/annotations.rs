@@ -90,6 +90,23 @@ pub fn from_annotations(
     if found.violations.is_empty() { Ok(intent) } else { Err(found.violations) }
 }
 
+/// The redirect of a pod: that of its network, with the pod's annotations laid over it. Where the network names no
+/// proxy, the group `proxy_gid` is exempt; the pod never names it, because another's proxy on the node could be its
+/// own then.
+pub fn for_pod(
+    network: RedirectIntent,
+    proxy_gid: u32,
+    annotations: &BTreeMap<String, String>,
+) -> Result<RedirectIntent, Vec<Violation>> {
+    let mut base = network;
+    if base.proxy_uids.is_empty() && base.proxy_gids.is_empty() && base.proxy_mark.is_none() {
+        base.proxy_gids.push(proxy_gid);
+    }
+    let intent = from_annotations(&base, annotations)?;
+    let RedirectIntent { proxy_uids, proxy_gids, proxy_mark, .. } = base;
+    Ok(RedirectIntent { proxy_uids, proxy_gids, proxy_mark, ..intent })
+}
+
 /// What isn't one of kumactl's settings.
 fn switches(intent: &mut RedirectIntent, annotations: &BTreeMap<String, String>, found: &mut Findings) {
     match annotations.get(REDIRECTED).map(|text| flag(text)) {
