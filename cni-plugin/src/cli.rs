@@ -18,10 +18,16 @@ The container runtime starts ursa-cni itself (CNI 0.3.0 to 1.1.0), chained in a 
      \"capabilities\": {\"io.kubernetes.cri.pod-annotations\": true},
      \"excludeNamespaces\": [\"kube-system\"]}]}
 
-A pod is meshed when its annotation kuma.io/sidecar-injection is `enabled`; `annotations` and `labels` in the
-plugin's configuration apply to every pod of the network, and the pod's own win.
-Other keys: runDir (/run/ursa; where agent.sock is), redirect (see `ursa-init --help`; by default group 5678 is exempt, and
-each proxy has a user of its own), workload (for the agent: name, mesh, labels, ports).
+Whether a pod is meshed says the first of these that says anything: excludeNamespaces (never); the pod's annotation
+kuma.io/sidecar-injection (`enabled` or `disabled`; anything else is an error); `annotations` and `labels` in the
+plugin's configuration; what the agent has written down of the pod's labels and its namespace; `default`. Only a pod
+about which nobody can say, with the agent away for 2 s, is told to try again later (code 11): one whose annotations
+the runtime doesn't deliver although `capabilities` asks for them, or one that says nothing with \"default\": \"ask\".
+
+Other keys: default (disabled; enabled; ask: the agent), runDir (/run/ursa; agent.sock and the record of what was done
+are there), stateDir (/var/lib/ursa/agent; the agent's decisions.json), redirect (see `ursa-init --help`; by default
+group 5678 is exempt, and each proxy has a user of its own; the pod's annotations traffic.kuma.io/… win), workload (for
+the agent: name, mesh, labels, ports).
 
 A pod's annotations kuma.io/mesh and kuma.io/workload say its mesh and, with that, its SPIFFE id, except where
 workload.mesh and the label kuma.io/workload in workload.labels are set: these win, always. Set them wherever

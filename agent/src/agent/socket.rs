@@ -203,7 +203,6 @@ impl Parts {
                     ));
                 }
                 let spec = self.decisions.spec(&add, &self.config)?;
-                self.decisions.learn(&add).await;
                 self.supervisor.add(spec).await?;
                 Ok(json!({ "ok": true }))
             }

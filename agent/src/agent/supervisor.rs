@@ -417,10 +417,12 @@ impl Task {
             .filter(|(container, spec)| gone(container, spec))
             .map(|(container, _)| container.clone())
             .collect();
+        let records = records::dir(&self.shared.config);
         for container in &gone {
             if let Some(spec) = self.cni.remove(container) {
                 self.depart(&spec.id(), Vec::new());
             }
+            records::remove(&records, container);
         }
         gone.len()
     }

@@ -5,6 +5,10 @@
 #[path = "../../../init/tests/kernel/lab.rs"]
 mod lab;
 
+mod calls;
+mod decision;
+mod departure;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixListener;
 use std::path::Path;

@@ -1,6 +1,7 @@
-//! What a container runtime writes to the plugin's standard input, annotations of strangers' pods included.
+//! What a container runtime hands to the plugin: the first line is `CNI_ARGS`, the rest standard input, annotations of
+//! strangers' pods included.
 #![no_main]
-#![allow(dead_code, reason = "the plugin keeps these modules to itself, of which this takes three")]
+#![allow(dead_code, reason = "the plugin is a program, of which this takes three modules")]
 
 #[path = "../../../cni-plugin/src/config.rs"]
 mod config;
@@ -10,15 +11,36 @@ mod json;
 mod spec;
 
 use libfuzzer_sys::fuzz_target;
+use ursa_model::injection::{decide, membership};
+use ursa_model::labels::Labels;
 
 fuzz_target!(|text: &str| {
-    let version = config::version_of(text);
-    match config::Config::parse(text) {
-        Ok(config) => {
-            let _ = (config.conf.intent(config.conf.own_annotations()), config.previous(), config.addresses());
-            let _ = (config.conf.workload(), config.conf.valid_attachments());
-        }
-        Err(failure) => assert!(failure.to_json(&version).is_object()),
-    }
+    let (args, text) = text.split_once('\n').unwrap_or(("", text));
+    let environment = spec::Environment::read(|name| match name {
+        "CNI_COMMAND" => Some("STATUS".to_owned()),
+        "CNI_ARGS" => Some(args.to_owned()),
+        _ => None,
+    });
+    let Ok(environment) = environment else { return };
     let _ = config::Config::for_departure(text);
+    let version = config::version_of(text);
+    let config = match config::Config::parse(text) {
+        Ok(config) => config,
+        Err(failure) => {
+            assert!(failure.to_json(&version).is_object());
+            return;
+        }
+    };
+    let (conf, nothing) = (&config.conf, Labels::new());
+    let _ = (conf.intent(conf.own_annotations()), config.addresses(), conf.valid_attachments());
+    if let Ok(workload) = conf.workload() {
+        let (pod, rules) = (conf.pod(&environment, &nothing), conf.rules(Some(&workload)));
+        let _ = (decide(&pod, &rules), membership(&pod, &rules));
+    }
+    // What goes on untouched is what every reader of JSON would find there.
+    if let Ok(previous) = config.previous()
+        && let Ok(whole) = serde_json::from_str::<serde_json::Value>(text)
+    {
+        assert_eq!(serde_json::from_str::<serde_json::Value>(previous).ok().as_ref(), whole.get("prevResult"));
+    }
 });

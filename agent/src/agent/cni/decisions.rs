@@ -71,26 +71,6 @@ impl Decisions {
         call.spec(who, config)
     }
 
-    /// Learns what a pod says of itself.
-    pub async fn learn(self: &Arc<Self>, call: &CniAdd) {
-        let (Some(namespace), Some(name)) = (call.described().namespace, call.described().name) else {
-            return;
-        };
-        if call.uid().is_empty() || call.annotations.is_none() {
-            return;
-        }
-        let facts = PodFacts {
-            uid: call.uid().to_owned(),
-            annotations: call.annotations.clone().unwrap_or_default(),
-            labels: call.labels.clone().unwrap_or_default(),
-        };
-        self.change({
-            let (namespace, name) = (namespace.to_owned(), name.to_owned());
-            move |knowledge| knowledge.learn_pod(&namespace, &name, &facts)
-        })
-        .await;
-    }
-
     /// Learns what the runtime says of all its pods, and forgets those that it doesn't know.
     pub async fn learn_all(self: &Arc<Self>, pods: Vec<(String, String, PodFacts)>) {
         self.change(move |knowledge| {
@@ -126,4 +106,65 @@ fn read(path: &Path) -> Result<Knowledge, String> {
     let mut text = Vec::new();
     file.take(MAX_FILE).read_to_end(&mut text).map_err(|error| error.to_string())?;
     Knowledge::parse(&text).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+
+    use ursa_model::injection::{Decision, INJECTION, Injection, Source};
+
+    use super::*;
+
+    fn call(uid: &str, namespace: &str, annotations: Option<Labels>) -> CniAdd {
+        let args = [("K8S_POD_NAME", "web"), ("K8S_POD_NAMESPACE", namespace), ("K8S_POD_UID", uid)];
+        CniAdd {
+            args: args.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            annotations,
+            ..CniAdd::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn the_next_agent_and_the_plugin_know_what_this_one_learned() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = AgentConfig { state_dir: dir.path().to_owned(), ..AgentConfig::default() };
+        config.cni.namespaces = BTreeMap::from([("shop".to_owned(), Injection::Enabled)]);
+        let decisions = Arc::new(Decisions::open(&config));
+        let seen = decisions.decide(&call("1", "shop", Some(Labels::new()))).unwrap();
+        assert_eq!((seen.decision, seen.source), (Decision::Meshed, Source::NamespaceLabel));
+        let seen = decisions.decide(&call("1", "else", Some(Labels::new()))).unwrap();
+        assert_eq!((seen.decision, seen.source), (Decision::Unmeshed, Source::Default));
+        assert_eq!(decisions.decide(&call("1", "shop", None)).unwrap().decision, Decision::Undecided);
+        let off = Labels::from([(INJECTION.to_owned(), "disabled".to_owned())]);
+        let facts = PodFacts { uid: "1".to_owned(), annotations: off, ..PodFacts::default() };
+        decisions.learn_all(vec![("shop".to_owned(), "web".to_owned(), facts)]).await;
+
+        // The file is there before any pod asks, and what a namespace says is what the configuration says now.
+        config.cni.namespaces.clear();
+        config.cni.default = Injection::Enabled;
+        let next = Arc::new(Decisions::open(&config));
+        assert_eq!(next.decide(&call("1", "shop", None)).unwrap().decision, Decision::Unmeshed);
+        assert_eq!(next.decide(&call("2", "shop", Some(Labels::new()))).unwrap().source, Source::Default);
+        let text = fs::read(dir.path().join(FILE)).unwrap();
+        assert!(Knowledge::parse(&text).unwrap().pod("shop", "web", "1").is_some());
+        next.learn_all(vec![("shop".to_owned(), "other".to_owned(), PodFacts::default())]).await;
+        assert_eq!(
+            next.decide(&call("1", "shop", None)).unwrap().decision,
+            Decision::Undecided,
+            "it is gone"
+        );
+    }
+
+    #[test]
+    fn a_damaged_file_costs_what_it_held_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE), "{\"version\":1,").unwrap();
+        let config = AgentConfig { state_dir: dir.path().to_owned(), ..AgentConfig::default() };
+        let decisions = Decisions::open(&config);
+        let seen = decisions.decide(&call("1", "shop", Some(Labels::new()))).unwrap();
+        assert_eq!(seen.decision, Decision::Unmeshed);
+        assert!(Knowledge::parse(&fs::read(dir.path().join(FILE)).unwrap()).is_ok(), "and it is mended");
+    }
 }

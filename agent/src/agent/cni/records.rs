@@ -1,6 +1,7 @@
 //! The plugin's record of each meshed container: a file below the run directory, written before anything is done for
 //! the container and removed when nothing is left. A container without one is gone, whoever was away when it went.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -43,14 +44,25 @@ pub(crate) fn write(dir: &Path, call: &CniAdd) -> io::Result<()> {
     write_atomic(&dir.join(&call.container_id), content.to_string().as_bytes(), 0o600, None)
 }
 
+/// Removes the record of a container that is gone.
+pub(crate) fn remove(dir: &Path, container: &str) {
+    if !is_name(container) {
+        return;
+    }
+    match fs::remove_file(dir.join(container)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(container, %error, "the record of a container stays");
+        }
+        _ => {}
+    }
+}
+
 fn is_name(container: &str) -> bool {
     !container.is_empty() && !container.starts_with('.') && !container.contains('/')
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]
@@ -65,6 +77,8 @@ mod tests {
         assert!(exists(dir, "c1") && !is_gone(dir, "c1", Some(&netns)));
         fs::remove_file(&netns).unwrap();
         assert!(is_gone(dir, "c1", Some(&netns)));
+        remove(dir, "c1");
+        assert!(!exists(dir, "c1"));
         assert!(write(dir, &CniAdd { container_id: "../x".to_owned(), ..CniAdd::default() }).is_err());
     }
 }

@@ -188,6 +188,28 @@ mod tests {
         assert_eq!(place("a", answer(proto::NODE, "?")).unwrap(), Some(Place::Host));
     }
 
+    #[tokio::test]
+    async fn a_runtime_that_is_away_or_talks_nonsense_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cri.sock");
+        let runtime = Runtime::new(&path).unwrap();
+        let error = runtime.sandboxes().await.unwrap_err().to_string();
+        assert!(error.contains("cri.sock") && error.contains("correct `cri`"), "{error}");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let nonsense = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"SSH-2.0-x\r\n\r\n").await;
+            }
+        };
+        let asked = async { runtime.sandboxes().await.unwrap_err().to_string() };
+        let error = tokio::select! {
+            error = asked => error,
+            () = nonsense => String::new(),
+        };
+        assert!(error.contains("container runtime"), "{error}");
+    }
+
     #[test]
     fn what_cannot_be_understood_is_said() {
         for info in ["", "{}", r#"{"runtimeSpec":{"linux":{"namespaces":[{"type":"network"}]}}}"#, "[1"] {

@@ -1,0 +1,107 @@
+//! What was done for a pod is undone, whoever died meanwhile and whatever the pod says by then.
+
+use super::*;
+
+fn records(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir.join("cni")).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .filter(|name| !name.starts_with('.'))
+        .collect()
+}
+
+#[test]
+fn a_plugin_killed_in_the_middle_leaves_nothing_after_del() {
+    let (dir, pod) = (tempfile::tempdir().unwrap(), pod());
+    let (tell, told) = mpsc::channel::<()>();
+    // It answers the first question never.
+    let asked = agent_that(dir.path(), move |request| {
+        if request["cmd"] == "cni-add" {
+            let _ = told.recv();
+        }
+        "{\"ok\":true}\n".to_owned()
+    });
+    let config = config("1.0.0", dir.path(), "enabled");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ursa-cni"))
+        .env_clear()
+        .envs([("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "0a1b2c"), ("CNI_IFNAME", "eth0")])
+        .env("CNI_NETNS", path(&pod))
+        .env("CNI_ARGS", "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID=42")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+    let deadline = Instant::now() + lab::PATIENCE;
+    while rules(&pod).is_empty() {
+        assert!(Instant::now() < deadline, "ADD puts its rules in place");
+        thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(records(dir.path()), ["0a1b2c"], "what was done is on record");
+    drop(tell);
+    assert_eq!(asked.recv_timeout(lab::PATIENCE).unwrap()["cmd"], "cni-add");
+
+    // Its annotation says something else by now, and so may the configuration.
+    let mut later = config.clone();
+    later["runtimeConfig"] =
+        json!({"io.kubernetes.cri.pod-annotations": {"kuma.io/sidecar-injection": "disabled"}});
+    later["redirect"] = json!("nonsense");
+    assert_eq!(verb("DEL", path(&pod), &later).code, 0);
+    assert_eq!(asked.recv_timeout(lab::PATIENCE).unwrap()["cmd"], "cni-del");
+    assert!(rules(&pod).is_empty() && records(dir.path()).is_empty());
+}
+
+#[test]
+fn a_pod_can_go_whatever_is_missing() {
+    let (dir, pod) = (tempfile::tempdir().unwrap(), pod());
+    let socket = dir.path().join("agent.sock");
+    let asked = agent(dir.path(), "{\"ok\":true}\n");
+    let config = config("1.0.0", dir.path(), "enabled");
+    assert_eq!(verb("ADD", path(&pod), &config).code, 0);
+    assert_eq!(asked.try_iter().count(), 1);
+    // Without an agent, without the previous result, with a configuration that can't be read.
+    std::fs::remove_file(&socket).unwrap();
+    let mut broken = config.clone();
+    broken["prevResult"] = Value::Null;
+    broken["excludeNamespaces"] = json!(7);
+    assert_eq!(verb("ADD", path(&pod), &broken).error().0, 7, "the same document is an error elsewhere");
+    let start = Instant::now();
+    assert_eq!(verb("DEL", path(&pod), &broken).code, 0);
+    assert!(start.elapsed() < Duration::from_secs(2), "nobody is waited for");
+    assert!(
+        rules(&pod).is_empty() && records(dir.path()).is_empty(),
+        "by its record the agent sees who has gone"
+    );
+    for netns in ["", "/run/netns/ursa-never-was", path(&pod)] {
+        assert_eq!(verb("DEL", netns, &broken).code, 0, "{netns}");
+    }
+}
+
+#[test]
+fn gc_frees_what_is_not_listed_in_this_network() {
+    let (dir, pod) = (tempfile::tempdir().unwrap(), pod());
+    let asked = agent(dir.path(), "{\"ok\":true}\n");
+    let mut config = config("1.1.0", dir.path(), "enabled");
+    assert_eq!(verb("ADD", path(&pod), &config).code, 0);
+    let other = json!({"network": "others"}).to_string();
+    std::fs::write(dir.path().join("cni/elsewhere"), other).unwrap();
+    assert_eq!(asked.try_iter().count(), 1);
+
+    let (code, text) = verb("GC", "", &config).error();
+    assert!(code == 7 && text.contains("valid-attachments"), "an absent list isn't an empty one: {text}");
+    config["cni.dev/valid-attachments"] = json!([{"containerID": "0a1b2c", "ifname": "eth0"}]);
+    assert_eq!(verb("GC", "", &config).code, 0);
+    let request = asked.recv_timeout(lab::PATIENCE).unwrap();
+    assert_eq!(
+        (&request["network"], &request["valid_attachments"][0]["containerID"]),
+        (&json!("pods"), &json!("0a1b2c"))
+    );
+    assert_eq!(records(dir.path()).len(), 2);
+    // The name that the specification's text had for a while.
+    config.as_object_mut().unwrap().remove("cni.dev/valid-attachments");
+    config["cni.dev/attachments"] = json!([]);
+    assert_eq!(verb("GC", "", &config).code, 0);
+    assert_eq!(records(dir.path()), ["elsewhere"]);
+}
