@@ -20,8 +20,10 @@ const SLOW: usize = 10;
 pub struct Way {
     /// From the call to the rules in place, in a fresh namespace each.
     pub times: Times,
-    /// By one call; none for what is no program of its own.
+    /// What it asks of the kernel; none for what is no program of its own.
     pub counts: Option<Counts>,
+    /// How many programs that takes.
+    pub programs: usize,
 }
 
 /// Everything that was measured.
@@ -109,6 +111,7 @@ pub fn measure(bin_dir: &Path, namespaces: usize, say: fn(&str)) -> anyhow::Resu
     ];
     for (way, calls) in counted {
         ways[way].counts = Some(count_all(calls, scratch.path())?);
+        ways[way].programs = calls.len();
     }
     let [batch, whole, again, program, nft, restore, each] = ways;
     let rules = (plan.chains.iter().map(|chain| chain.rules.len()).sum(), peers.each.len());

@@ -60,7 +60,10 @@ pub(super) fn rules_rows(rules: &Rules) -> Vec<Row> {
     ];
     let mut counted = |name: &str, way: &Way, is_ours: bool| {
         let Some(counts) = way.counts else { return };
-        let text = counts_text(&counts);
+        let text = match way.programs {
+            1 => counts_text(&counts),
+            programs => format!("{programs} programs, each for itself; {}", counts_text(&counts)),
+        };
         let (ursa, beside) = if is_ours { (text, String::new()) } else { (String::new(), text) };
         let met = is_ours.then_some(counts.execs == 0);
         rows.push(row(
