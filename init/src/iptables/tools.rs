@@ -283,12 +283,17 @@ pub(super) fn without_name_lookups<T: Send>(f: impl FnOnce() -> Result<T, Error>
 /// Gives the thread a view of the file system in which no name service is configured.
 fn hide_name_services() -> nix::Result<()> {
     const CONFIG: &str = "/etc/nsswitch.conf";
+    const CACHE: &str = "/run/nscd";
     if !Path::new(CONFIG).exists() {
         return Ok(());
     }
     let none: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-    // Without configuration the C library reads /etc/passwd and nothing else.
-    mount(Some("/dev/null"), CONFIG, none, MsFlags::MS_BIND, none)
+    // Without configuration the C library reads /etc/passwd and nothing else, once its cache is out of sight.
+    mount(Some("/dev/null"), CONFIG, none, MsFlags::MS_BIND, none)?;
+    if Path::new(CACHE).exists() {
+        mount(Some("none"), CACHE, Some("tmpfs"), MsFlags::empty(), none)?;
+    }
+    Ok(())
 }

@@ -385,3 +385,25 @@ fn a_kernel_without_nf_tables_is_served_by_iptables() {
     }
     assert!(served > 0);
 }
+
+/// A directory of users that is behind the network may never answer; iptables would ask it for a user called 5678.
+#[test]
+fn nobody_is_asked_for_a_name() {
+    let folder = tempdir::Folder::new();
+    let (config, log) = (folder.path().join("nsswitch.conf"), folder.path().join("log"));
+    std::fs::write(&config, "passwd: ursatest files\ngroup: ursatest files\n").unwrap();
+    let before = format!(
+        "exec unshare -m sh -ec 'mount --bind {} /etc/nsswitch.conf; exec strace -f -qq -e trace=openat -o {} \"$@\"' sh",
+        config.display(),
+        log.display()
+    );
+    let asked = || std::fs::read_to_string(&log).unwrap().contains("libnss_ursatest");
+    for backend in IPTABLES {
+        let web = Namespace::alone();
+        web.sh(&format!("{before} {backend} -w -t raw -A OUTPUT -m owner --uid-owner 4711 -j RETURN"));
+        assert!(asked(), "{backend} by itself asks");
+        let output = program(&web, &before, &format!("apply --backend {backend}"), &moved(0));
+        assert!(output.status.success(), "{}", complaint(&output));
+        assert!(!asked(), "{backend}");
+    }
+}
