@@ -8,6 +8,7 @@ mod bad_input;
 mod bench;
 mod cni;
 mod cni_manifests;
+mod cni_repair;
 mod cni_runtimes;
 mod cni_storm;
 mod cni_verbs;
