@@ -17,6 +17,7 @@ use fire::matrix::{Edges, matrix};
 use fire::probe::{Landed, Layer4, Origin, Place, Probe};
 use istio::{Istio, Lookups};
 use linkerd::Linkerd;
+use ursa_init::backend::Backend;
 use ursa_init::plan::Family;
 use ursa_init::{Plan, RedirectIntent};
 
@@ -32,8 +33,15 @@ struct Case {
 
 impl Case {
     /// Everything that differs.
-    fn judge(&self, allowed: &[Named]) -> Sorted {
-        let probes = matrix(&Edges::of(&[&self.v4, &self.v6]), &self.intent);
+    fn judge(&self, allowed: &[Named], backend: Backend) -> Sorted {
+        let mut probes = matrix(&Edges::of(&[&self.v4, &self.v6]), &self.intent);
+        if backend != Backend::Nftables {
+            let ports = [self.intent.inbound.port, self.intent.outbound.port, self.intent.dns.port];
+            for probe in probes.iter_mut().filter(|probe| !matches!(probe.origin, Origin::Web { .. })) {
+                // iptables is silent where nftables refuses.
+                probe.may_be_lost |= ports.contains(&probe.to.port());
+            }
+        }
         let (theirs, ours) = thread::scope(|scope| {
             let theirs = scope.spawn(|| {
                 let lab = Lab::new(&probes, &self.intent);
@@ -45,7 +53,7 @@ impl Case {
             });
             let ours = scope.spawn(|| {
                 let lab = Lab::new(&probes, &self.intent);
-                lab.apply(&Plan::compile(&self.intent).unwrap()).unwrap();
+                lab.apply(&Plan::compile(&self.intent).unwrap(), backend).unwrap();
                 lab.fire(&probes)
             });
             (theirs.join().unwrap(), ours.join().unwrap())
@@ -56,11 +64,11 @@ impl Case {
 }
 
 /// Every difference has an allowed name, and every allowed name a difference.
-fn equal_but_for(allowed: &[Named], cases: &[Case]) {
+fn equal_but_for(allowed: &[Named], cases: &[Case], backend: Backend) {
     let mut met = BTreeSet::new();
     let mut wrong = String::new();
     for case in cases {
-        let sorted = case.judge(allowed);
+        let sorted = case.judge(allowed, backend);
         met.extend(sorted.named.keys().copied());
         if !sorted.unnamed.is_empty() {
             wrong.extend([format!("{}: {} differences without a name\n", case.name, sorted.unnamed.len())]);
@@ -96,7 +104,7 @@ fn every_user_and_group_of_the_proxy_hairpins() {
         })
     };
     let lab = Lab::new(&owners.iter().flat_map(calls).collect::<Vec<_>>(), &intent);
-    lab.apply(&Plan::compile(&intent).unwrap()).unwrap();
+    lab.apply(&Plan::compile(&intent).unwrap(), Backend::Nftables).unwrap();
     let counters = || -> Vec<u64> {
         let rules = lab.run(ursa_init::nft::read_back).unwrap().unwrap();
         let own =
@@ -115,15 +123,55 @@ fn ports<T: std::str::FromStr>(list: &str) -> Vec<T> {
     list.split(',').map(|one| one.parse().ok().unwrap()).collect()
 }
 
-#[test]
-fn istio() {
-    let case = |name, istio: Istio| Case {
+fn of_istio(name: &'static str, istio: &Istio) -> Case {
+    Case {
         name,
         v4: istio.rules(Family::V4),
         v6: istio.rules(Family::V6),
         route: istio.tproxy.then_some((istio::MARK, istio::ROUTE_TABLE)),
         intent: istio.intent(),
+    }
+}
+
+#[test]
+fn istio_beside_both_kinds_of_iptables() {
+    let cases = || {
+        [
+            of_istio(
+                "excluded and included",
+                &Istio {
+                    exclude_inbound: vec![22],
+                    exclude_outbound_ports: vec![22, 5432],
+                    exclude_ranges: ports("169.254.169.254/32,fd00:1::/32"),
+                    exclude_groups: vec![2000],
+                    virtual_interfaces: vec!["docker0"],
+                    lookups: Lookups::All,
+                    ..Istio::default()
+                },
+            ),
+            of_istio("transparent", &Istio { tproxy: true, drop_invalid: true, ..Istio::default() }),
+        ]
     };
+    let allowed = [
+        Named::MeshAddressesAreClosed,
+        Named::OwnPortsAreClosed,
+        Named::ForwardedIsLeftAlone,
+        Named::LoopbackIsAllOfIt,
+        Named::HairpinHonoursInboundPorts,
+        Named::HairpinIgnoresOutboundExclusions,
+        Named::EveryProxyHairpins,
+        Named::LookupsOfGuests,
+        Named::ShimAsksDirectly,
+        Named::TunnelIsLeftAlone,
+    ];
+    for backend in [Backend::IptablesNft, Backend::IptablesLegacy] {
+        equal_but_for(&allowed, &cases(), backend);
+    }
+}
+
+#[test]
+fn istio() {
+    let case = |name, istio: Istio| of_istio(name, &istio);
     let base = Istio::default;
     let cases = [
         case("default", base()),
@@ -222,7 +270,7 @@ fn istio() {
         Named::TunnelIsLeftAlone,
         Named::OtherLocalResolversAreLocal,
     ];
-    equal_but_for(&allowed, &cases);
+    equal_but_for(&allowed, &cases, Backend::Nftables);
 }
 
 #[test]
@@ -260,5 +308,5 @@ fn linkerd() {
         Named::ForwardedIsLeftAlone,
         Named::HairpinAtAll,
     ];
-    equal_but_for(&allowed, &cases);
+    equal_but_for(&allowed, &cases, Backend::Nftables);
 }

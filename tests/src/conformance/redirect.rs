@@ -98,7 +98,9 @@ impl Rules {
             });
             let ours = scope.spawn(|| {
                 let lab = Lab::new(&probes, intent);
-                lab.apply(&plan).map(|()| lab.fire(&probes)).map_err(|error| error.to_string())
+                lab.apply(&plan, Backend::Nftables)
+                    .map(|()| lab.fire(&probes))
+                    .map_err(|error| error.to_string())
             });
             let panicked = |_| "the lab failed; its message is above".to_owned();
             (theirs.join().map_err(panicked), ours.join().map_err(panicked).and_then(|ours| ours))

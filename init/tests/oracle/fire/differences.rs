@@ -98,7 +98,9 @@ impl Named {
             Self::OwnPortsAreClosed => {
                 let dns = intent.dns.enabled && port == intent.dns.port;
                 let own = [intent.inbound.port, intent.outbound.port].contains(&port) && tcp;
-                outside && is_own(to) && (own || dns) && ours == Landed::Refused
+                // iptables can only discard that early.
+                let closed = ours == Landed::Refused || (ours == Landed::Lost && probe.may_be_lost);
+                outside && is_own(to) && (own || dns) && closed
             }
             Self::ForwardedIsLeftAlone => {
                 // With TPROXY Istio takes the answers of forwarded connections for the proxy's, and they're lost.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::thread;
 
 use nix::unistd::{setfsgid, setfsuid};
+use ursa_init::backend::Backend;
 use ursa_init::{Plan, RedirectIntent};
 
 use super::namespace::Namespace;
@@ -173,8 +174,8 @@ impl Lab {
     }
 
     /// Puts Ursa's redirect in place.
-    pub(crate) fn apply(&self, plan: &Plan) -> Result<(), ursa_init::Error> {
-        self.web.run(|| ursa_init::apply(plan)).map(|_| ())
+    pub(crate) fn apply(&self, plan: &Plan, backend: Backend) -> Result<(), ursa_init::Error> {
+        self.web.run(|| ursa_init::apply_with(plan, backend)).map(|_| ())
     }
 
     /// Runs `f` in the workload's namespace.
