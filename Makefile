@@ -13,7 +13,7 @@ help:
 	@echo 'make demo [KEEP=1]  the main job end to end on real parts, in namespaces of its own (root)'
 	@echo 'make test           format, lints, dependencies, all tests, conformance where the corpus is (root)'
 	@echo 'make soak           the redirect killed 1,000 times per backend and 1,000 random plans, then 50 rounds of kill -9'
-	@echo '                    with traffic flowing, then 100,000 resources (root)'
+	@echo '                    with traffic flowing, then 100,000 resources, 100 pods at once (root)'
 	@echo 'make man            manual pages and completion scripts of every program'
 	@echo 'make bench          speed and size beside a bare server, release builds; rewrites docs/performance.md (root)'
 	@echo 'make fuzz [SECONDS=30]  every fuzz target for that long; wants g++'
@@ -69,7 +69,8 @@ soak: envoy build
 	@scripts/need-tools.sh tests
 	URSA_KILLS=$(or $(KILLS),1000) URSA_INTENTS=$(or $(INTENTS),1000) URSA_REAPPLIES=300 \
 	  cargo test --workspace --test backends -- --test-threads 2 --nocapture kill load packets
-	$(BIN)/soak --rounds $(or $(ROUNDS),50) --resources $(or $(RESOURCES),100000) $(if $(SEED),--seed $(SEED))
+	$(BIN)/soak --rounds $(or $(ROUNDS),50) --resources $(or $(RESOURCES),100000) \
+	  --pods $(or $(PODS),100) $(if $(SEED),--seed $(SEED))
 
 # The machine's own numbers: nothing else should run meanwhile.
 bench: envoy

@@ -1,6 +1,6 @@
 //! The node's session with control: which workloads live here, and what becomes of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,9 @@ const COMMANDS: usize = 256;
 const OUTGOING: usize = 64;
 /// A refused Dataplane is offered again this often.
 const REFUSED_AGAIN: Duration = Duration::from_secs(10);
+/// How many deregistrations are kept for a reconnect. Control takes what isn't registered again out of everybody's
+/// endpoints anyway.
+const DEPARTED: usize = 4096;
 
 /// What control says about a Dataplane of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +100,7 @@ impl Session {
             state: state_sender,
             inspector,
             entries: BTreeMap::new(),
+            departed: BTreeSet::new(),
         };
         let join = tokio::spawn(async move {
             tokio::select! {
@@ -145,6 +149,8 @@ struct Task {
     state: watch::Sender<ConnectionState>,
     inspector: Arc<dyn Inspector>,
     entries: BTreeMap<(String, String), Registered>,
+    /// Deregistered when control perhaps couldn't hear of it: said again on a reconnect.
+    departed: BTreeSet<(String, String)>,
 }
 
 impl Task {
@@ -205,11 +211,13 @@ impl Task {
         tracing::info!(address = %link.node.address, "connected to control");
         self.state.send_replace(ConnectionState::Connected);
         backoff.reset();
+        let opened = tokio::time::Instant::now();
         let mut again = tokio::time::interval(REFUSED_AGAIN);
         again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // All of them at once may be more than the queue holds: they are sent while answers are read.
-        let mut backlog: std::collections::VecDeque<NodeEvent> =
-            self.entries.iter().flat_map(|(key, entry)| entry.events(key)).collect();
+        let departed = self.departed.iter().map(deregistration);
+        let entries = self.entries.iter().flat_map(|(key, entry)| entry.events(key));
+        let mut backlog: std::collections::VecDeque<NodeEvent> = departed.chain(entries).collect();
         loop {
             tokio::select! {
                 message = incoming.message() => match message {
@@ -234,6 +242,9 @@ impl Task {
                     None => return ConnectionState::Disconnected("the agent stops".to_owned()),
                 },
                 _ = again.tick() => {
+                    if opened.elapsed() >= REFUSED_AGAIN {
+                        self.departed.clear(); // control has heard of them
+                    }
                     // What was refused may be possible now: a mesh that was created, a grant that was extended.
                     let refused = |entry: &Registered| matches!(*entry.answer.borrow(), Registration::Refused(_));
                     let again = self.entries.iter().filter(|(_, entry)| refused(entry));
@@ -261,12 +272,19 @@ impl Task {
             Command::Register { key, offer, answer } => {
                 let entry = Registered { offer, answer, status: None };
                 let event = entry.register(&key);
+                self.departed.remove(&key);
                 self.entries.insert(key, entry);
                 event
             }
             Command::Deregister { key } => {
-                self.entries.remove(&key)?;
-                Some(NodeEvent::Deregister(ProxyRef { mesh: key.0, name: key.1 }))
+                // An agent that removes what its predecessor left has never registered it.
+                self.entries.remove(&key);
+                let event = deregistration(&key);
+                self.departed.insert(key);
+                if self.departed.len() > DEPARTED {
+                    self.departed.pop_first();
+                }
+                Some(event)
             }
             Command::Status { key, json } => {
                 let entry = self.entries.get_mut(&key)?;
@@ -308,6 +326,10 @@ impl Task {
             }
         }
     }
+}
+
+fn deregistration((mesh, name): &(String, String)) -> NodeEvent {
+    NodeEvent::Deregister(ProxyRef { mesh: mesh.clone(), name: name.clone() })
 }
 
 impl Registered {

@@ -1,4 +1,5 @@
-//! `make soak`: kill -9 of everything, in a loop, with requests, lookups and writes flowing.
+//! `make soak`: kill -9 of everything, in a loop, with requests, lookups and writes flowing; very many resources; very
+//! many pods.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -7,6 +8,9 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use ursa_tests::lab::mesh::Control;
 use ursa_tests::lab::pair::Pair;
+use ursa_tests::lab::runtime::containerd::Containerd;
+use ursa_tests::lab::runtime::ground::Ground;
+use ursa_tests::lab::runtime::storm::Storm;
 use ursa_tests::lab::soak::{self, Round, flow, part};
 use ursa_tests::lab::{Lab, Programs, flood};
 
@@ -21,6 +25,10 @@ struct Args {
     /// How many resources to apply at once in the end; none if 0
     #[arg(long, default_value_t = 0)]
     resources: usize,
+    /// How many pods to start at once, a fifth of them in the mesh, and then to let come and go while agent and plugins
+    /// die; none if 0
+    #[arg(long, default_value_t = 0)]
+    pods: usize,
 }
 
 #[derive(Default)]
@@ -66,7 +74,7 @@ impl Sum {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let held = rounds(&args).and_then(|()| flood(args.resources));
+    let held = rounds(&args).and_then(|()| flood(args.resources)).and_then(|()| storms(&args));
     match held {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -129,5 +137,50 @@ fn flood(resources: usize) -> anyhow::Result<()> {
         flood.processor.as_secs_f64(),
     );
     anyhow::ensure!(flood.index.0 < Duration::from_millis(100), "the server was not responsive meanwhile");
+    Ok(())
+}
+
+fn storms(args: &Args) -> anyhow::Result<()> {
+    if args.pods == 0 {
+        return Ok(());
+    }
+    let seed = args.seed.unwrap_or_else(|| flow::now().to_bits());
+    let meshed = args.pods.div_ceil(5);
+    storm(&Storm { pods: args.pods, meshed, lives: 1, kills: false, seed })?;
+    let (pods, meshed) = (args.pods.div_ceil(4), args.pods.div_ceil(8));
+    storm(&Storm { pods, meshed, lives: 5, kills: true, seed })
+        .map_err(|error| error.context(format!("repeat it with --seed {seed}")))
+}
+
+fn storm(storm: &Storm) -> anyhow::Result<()> {
+    println!("{} pods at once, {} of them meshed, {} times", storm.pods, storm.meshed, storm.lives);
+    let names = storm.services();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut ground = Ground::start(&names, Containerd::start)?;
+    let held = storm.pass(&mut ground).and_then(|sum| {
+        ground.wait_gone(Duration::from_secs(60))?;
+        Ok(sum)
+    });
+    let sum = held.map_err(|error| {
+        let logs = ground.lab.save_logs().map_or_else(String::new, |logs| logs.display().to_string());
+        error.context(format!("the lab's logs: {logs}"))
+    })?;
+    let worst = |times: &[Duration], part: usize| {
+        times.get(times.len() * part / 100).or(times.last()).map_or(0.0, Duration::as_secs_f64)
+    };
+    println!(
+        "all held within {:.0} s: {} starts outside the mesh in {:.1} s (50 of 100) and {:.1} s (99 of 100), {} in it in \
+         {:.1} and {:.1} s; the agent was killed {} times, plugins {} times, and {} tries were made again",
+        sum.took.as_secs_f64(),
+        sum.plain.len(),
+        worst(&sum.plain, 50),
+        worst(&sum.plain, 99),
+        sum.meshed.len(),
+        worst(&sum.meshed, 50),
+        worst(&sum.meshed, 99),
+        sum.agents,
+        sum.plugins,
+        sum.again,
+    );
     Ok(())
 }

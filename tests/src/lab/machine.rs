@@ -60,9 +60,9 @@ impl Machine {
     pub fn power_on(&mut self) -> anyhow::Result<()> {
         ensure!(self.power.is_none(), "{} is on already", self.host.netns);
         let log = File::options().create(true).append(true).open(&self.log)?;
-        let mut child = Command::new("nsenter")
-            .arg(format!("--net={}", self.host.path().display()))
-            .args(["unshare", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"])
+        let mut child = self
+            .outside("unshare")
+            .args(["--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"])
             .arg(&self.program)
             .arg("machine")
             .arg("--disk")
@@ -97,6 +97,18 @@ impl Machine {
         let _ = super::daemon::kill_pid(init);
         let _ = child.wait();
         remove_cgroups(self.cgroup.trim_start_matches('/'));
+        // The namespace is the lab's and stays; the rules and links that its processes made go as with a kernel.
+        let _ = self.outside("nft").args(["flush", "ruleset"]).status();
+        for bridge in ["cni0", "cni1"] {
+            let _ = self.host.ip(&["link", "del", bridge]);
+        }
+    }
+
+    /// A command in the machine's place in the network, and in none of its other namespaces.
+    fn outside(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.host.path().display())).arg(program);
+        command
     }
 
     /// Who runs there needs this to find it, also after a power failure.

@@ -134,22 +134,7 @@ fn assert_untouched(machine: &Machine, pod: &Pod) {
     assert_eq!(pod.envoys(machine), Vec::<i32>::new(), "{} has a proxy", pod.spec.name);
 }
 
-/// Nothing of any pod is left: rules, namespaces, sidecars, files, reserved addresses, Dataplanes.
+#[track_caller]
 pub(crate) fn assert_nothing_left<R: Runtime>(ground: &Ground<R>) {
-    wait::until("nothing to be left", SOON, || match ground.left() {
-        Ok(left) if left.is_empty() => Ok(()),
-        Ok(left) => Err(left.join("\n")),
-        Err(error) => Err(format!("{error:#}")),
-    })
-    .unwrap();
-    wait::until("the control plane to forget them", SOON, || {
-        let list =
-            ground.control.ursa(&["get", "dataplanes", "-o", "json"]).map_err(|error| error.to_string())?;
-        let list: serde_json::Value = serde_json::from_str(&list).map_err(|error| error.to_string())?;
-        match list["items"].as_array() {
-            Some(items) if items.is_empty() => Ok(()),
-            _ => Err(list.to_string()),
-        }
-    })
-    .unwrap();
+    ground.wait_empty(SOON).unwrap();
 }

@@ -101,6 +101,11 @@ impl Guest {
         guest
     }
 
+    fn leave(&self, ground: &Ground<Driver>) {
+        ground.runtime.del(&ground.machine, PODS_NETWORK, &self.attachment).unwrap();
+        delete_namespace(&ground.machine, &self.name);
+    }
+
     fn list(&self, ground: &Ground<Driver>) -> Value {
         let mut result = ground.runtime.recall(PODS_NETWORK, &self.id).unwrap();
         result["cniVersion"] = "1.1.0".into();
@@ -140,11 +145,10 @@ fn status_tells_what_add_would_do_and_gc_collects_what_was_forgotten() {
     ground.node.agent.kill();
     let error = ground.runtime.status(&ground.machine, NEW_NETWORK).unwrap_err();
     assert_eq!(error.code, NOT_AVAILABLE, "{error}");
-    let (late, path) = ground.runtime.namespace(&ground.machine, "late").unwrap();
-    let attachment = Driver::attachment(&PodSpec::meshed("late"), "late-0", Some(path));
-    let error = ground.runtime.add(&ground.machine, NEW_NETWORK, &attachment).unwrap_err();
+    let late = Guest::new(&ground, "late");
+    let error = ground.runtime.add(&ground.machine, NEW_NETWORK, &late.attachment).unwrap_err();
     assert_eq!(error.code, TRY_AGAIN, "as STATUS said: {error}");
-    delete_namespace(&ground.machine, &late);
+    late.leave(&ground);
     ground.node.agent.restart().unwrap();
     let is_well = || ground.runtime.status(&ground.machine, NEW_NETWORK).map_err(|error| error.to_string());
     wait::until("STATUS to be well again", SOON, is_well).unwrap();
@@ -161,9 +165,6 @@ fn status_tells_what_add_would_do_and_gc_collects_what_was_forgotten() {
 
     // What is cached and not valid is let go by DEL.
     ground.runtime.gc(&ground.machine, NEW_NETWORK, &[]).unwrap();
-    for guest in &guests {
-        ground.runtime.del(&ground.machine, PODS_NETWORK, &guest.attachment).unwrap();
-        delete_namespace(&ground.machine, &guest.name);
-    }
+    guests.iter().for_each(|guest| guest.leave(&ground));
     assert_nothing_left(&ground);
 }

@@ -71,6 +71,8 @@ impl Agent {
         let left =
             WorkloadSpec::from_yaml(&text(7), Origin::File(path.display().to_string()), &config).unwrap();
         persist(&dir.path().join("w").join(left.id()), &left).unwrap();
+        // And what it was removing when it was killed.
+        fs::create_dir_all(dir.path().join("w/default.gone/identity")).unwrap();
         let files = WorkloadFiles::watch(&workloads).unwrap();
         if let Some(file) = file {
             fs::write(path, file).unwrap();
@@ -130,5 +132,14 @@ async fn what_cannot_be_stopped_keeps_its_description_and_is_stopped_again() {
     assert_eq!(agent.stopped().await, ("default.a".to_owned(), true));
     agent.until("it isn't gone", <[_]>::is_empty).await;
     assert!(!agent.dir.path().join("w/default.a").exists());
+    agent.stop.cancel();
+}
+
+#[tokio::test]
+async fn what_was_half_removed_is_removed() {
+    let agent = Agent::after_another(Some(&text(7)), false);
+    let remains = agent.dir.path().join("w/default.gone");
+    agent.until("it stays", |_| !remains.exists()).await;
+    assert!(agent.dir.path().join("w/default.a").exists(), "what is described stays");
     agent.stop.cancel();
 }

@@ -111,8 +111,9 @@ impl Containerd {
         self.call::<_, cri::Empty>("StopPodSandbox", cri::Id { id: id.to_owned() }).map(drop)
     }
 
-    /// `RemovePodSandbox`.
+    /// `StopPodSandbox` and `RemovePodSandbox`, as kubelet ends every sandbox.
     pub fn remove_sandbox(&self, id: &str) -> anyhow::Result<()> {
+        self.stop_sandbox(id)?;
         self.call::<_, cri::Empty>("RemovePodSandbox", cri::Id { id: id.to_owned() }).map(drop)
     }
 
@@ -233,7 +234,6 @@ impl Runtime for Containerd {
     }
 
     fn remove(&self, _machine: &Machine, pod: &Pod) -> anyhow::Result<()> {
-        self.stop_sandbox(&pod.id)?;
         self.remove_sandbox(&pod.id)
     }
 

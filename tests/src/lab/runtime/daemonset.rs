@@ -169,7 +169,6 @@ impl Kubelet<'_> {
             let question = cri::StopContainerRequest { container_id, timeout: 10 };
             self.runtime.call::<_, cri::Empty>("StopContainer", question)?;
         }
-        self.runtime.stop_sandbox(&pod.sandbox)?;
         self.runtime.remove_sandbox(&pod.sandbox)
     }
 

@@ -1,9 +1,10 @@
 //! Control plane, a machine with an agent, and a container runtime on it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::network::Networks;
 use super::{PodSpec, Runtime};
@@ -11,7 +12,7 @@ use crate::lab::daemon::Daemon;
 use crate::lab::machine::Machine;
 use crate::lab::mesh::{self, Control, Node};
 use crate::lab::program;
-use crate::lab::{Lab, Programs};
+use crate::lab::{Lab, Programs, wait};
 
 /// The network of meshed pods; where namespaces decide, of all pods.
 pub const PODS_NETWORK: &str = "pods";
@@ -65,7 +66,9 @@ impl<R: Runtime> Ground<R> {
     ) -> anyhow::Result<Self> {
         let mut lab = Lab::new(&Programs::discover()?)?;
         let set_up = |lab: &mut Lab| {
-            let control = Control::start(lab)?;
+            // A killed agent doesn't take its pods off the control plane; that is so long.
+            let brief = |config: &mut Value| config["identity"] = json!({"sessionGrace": "5s"});
+            let control = Control::start_with(lab, brief)?;
             let machine = Machine::boot(lab, "node")?;
             let node = Node::join_on(lab, &machine, "node", &control.ticket(services)?, agent)?;
             let networks = Networks::new(lab, &node.run_dir(), installed)?;
@@ -102,6 +105,37 @@ impl<R: Runtime> Ground<R> {
     /// A program in a pod's container that asks what it is told.
     pub fn client(&self, pod: &super::Pod) -> anyhow::Result<program::Client> {
         program::Client::spawn(&mut self.runtime.exec(&self.machine, pod, &["client"]))
+    }
+
+    /// Waits until nothing of any pod is left: rules, namespaces, sidecars, files, reserved addresses, Dataplanes.
+    pub fn wait_empty(&self, deadline: Duration) -> anyhow::Result<()> {
+        self.wait_gone(deadline)?;
+        wait::until("the control plane to forget them", deadline, || {
+            let list = self.control.ursa(&["get", "dataplanes", "-o", "json"]);
+            let list: Value = serde_json::from_str(&list.map_err(|error| error.to_string())?)
+                .map_err(|error| error.to_string())?;
+            match list["items"].as_array() {
+                Some(items) if items.is_empty() => Ok(()),
+                _ => Err(list.to_string()),
+            }
+        })
+        .map(drop)
+    }
+
+    /// As [`Ground::wait_empty`], but for Dataplanes that nobody sends anything to: an agent that is killed before its
+    /// last word is heard takes it along, and what it had registered is withdrawn.
+    pub fn wait_gone(&self, deadline: Duration) -> anyhow::Result<()> {
+        wait::until("nothing to be left of pods", deadline, || match self.left() {
+            Ok(left) if left.is_empty() => Ok(()),
+            Ok(left) => Err(left.join("\n")),
+            Err(error) => Err(format!("{error:#}")),
+        })?;
+        wait::until("no pod to be online", deadline, || match self.control.ursa(&["inspect", "dataplanes"]) {
+            Ok(table) if !table.contains("Online") => Ok(()),
+            Ok(table) => Err(table),
+            Err(error) => Err(format!("{error:#}")),
+        })
+        .map(drop)
     }
 
     /// What is left of pods on the machine when there should be none.

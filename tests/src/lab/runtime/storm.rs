@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use super::containerd::Containerd;
 use super::ground::Ground;
-use super::{Pod, PodSpec, Runtime as _};
+use super::{Pod, PodSpec, Runtime as _, cri};
 use crate::lab::daemon::{Daemon, kill_pid};
 use crate::lab::machine::Machine;
 use crate::lab::net;
@@ -16,8 +16,10 @@ use crate::lab::net;
 /// How long a meshed pod may be refused while agent and plugins die: each try takes seconds on a machine that is busy
 /// with a hundred pods.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// The longest pause between two kills.
-const PAUSE: u64 = 400;
+/// The longest pause between two kills, and the longest time that an agent stays away, in milliseconds. Most starts get
+/// through in between.
+const PAUSE: u64 = 2000;
+const AWAY: u64 = 500;
 
 /// How much of it.
 #[derive(Debug, Clone, Copy)]
@@ -88,10 +90,8 @@ impl Storm {
             killer.map_or(Ok(()), join)?;
             ended.into_iter().collect::<anyhow::Result<()>>()
         })?;
-        // What a failed try has left is kubelet's to collect.
-        for sandbox in runtime.sandboxes()? {
-            runtime.remove_sandbox(&sandbox.id)?;
-        }
+        let left = runtime.sandboxes()?;
+        ensure!(left.is_empty(), "sandboxes of no pod: {left:?}");
         let mut sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
         sum.took = started.elapsed();
         sum.plain.sort_unstable();
@@ -121,18 +121,24 @@ impl Storm {
             std::thread::sleep(Duration::from_millis(random(PAUSE)));
             if random(3) == 0 {
                 agent.kill();
-                std::thread::sleep(Duration::from_millis(random(PAUSE)));
+                std::thread::sleep(Duration::from_millis(random(AWAY)));
                 agent.restart()?;
                 sum.lock().unwrap_or_else(PoisonError::into_inner).agents += 1;
                 continue;
             }
-            let at_work: Vec<i32> =
-                machine.running("ursa-cni").into_iter().filter(|pid| serves(*pid)).collect();
-            let Ok(count) = u64::try_from(at_work.len()) else { continue };
-            if count > 0
-                && let Some(pid) = usize::try_from(random(count)).ok().and_then(|at| at_work.get(at))
-                && kill_pid(*pid).is_ok()
-            {
+            // Whichever is at work, or the first one that will be.
+            let victim = loop {
+                let at_work: Vec<i32> =
+                    machine.running("ursa-cni").into_iter().filter(|pid| serves(*pid)).collect();
+                let count = u64::try_from(at_work.len()).unwrap_or_default();
+                if over.load(Ordering::Relaxed) {
+                    return Ok(());
+                } else if count > 0 {
+                    break usize::try_from(random(count)).ok().and_then(|at| at_work.get(at).copied());
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            };
+            if victim.is_some_and(|pid| kill_pid(pid).is_ok()) {
                 sum.lock().unwrap_or_else(PoisonError::into_inner).plugins += 1;
             }
         }
@@ -190,6 +196,7 @@ impl Life<'_> {
                 }
                 Err(error) => self.try_again(spec, "start", begin, &error)?,
             }
+            self.collect(spec)?;
             spec.attempt += 1;
         }
     }
@@ -198,6 +205,22 @@ impl Life<'_> {
         let begin = Instant::now();
         while let Err(error) = self.runtime.remove(self.machine, pod) {
             self.try_again(&pod.spec, "end", begin, &error)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what containerd keeps of a failed try whose plugin died at DEL as well: kubelet has one sandbox of a pod
+    /// at a time.
+    fn collect(&self, spec: &PodSpec) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        let of_this = |sandbox: &cri::PodSandbox| {
+            let metadata = sandbox.metadata.as_ref();
+            metadata.is_some_and(|found| (&found.name, &found.namespace) == (&spec.name, &spec.namespace))
+        };
+        for sandbox in self.runtime.sandboxes()?.into_iter().filter(of_this) {
+            while let Err(error) = self.runtime.remove_sandbox(&sandbox.id) {
+                self.try_again(spec, "go", begin, &error)?;
+            }
         }
         Ok(())
     }
