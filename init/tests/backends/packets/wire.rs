@@ -121,17 +121,27 @@ pub(super) fn fire(
                 assert_eq!(*to, shot.to);
                 (Fate::Landed(answers.port()), *zone)
             }
-            None => match socket.take_error().ok()? {
-                Some(e) if e.kind() == ErrorKind::ConnectionRefused => (Fate::Refused, 0),
-                _ => (Fate::Dropped, 0),
-            },
+            None if refused(socket, shots.len() == 1) => (Fate::Refused, 0),
+            None => (Fate::Dropped, 0),
         };
         Some(Sent { source, fate, zone })
     };
     sockets.iter().zip(shots).map(outcome).collect()
 }
 
-/// An error means that there is no way to the destination, or that it is known to be refused already.
+/// Whether the sender was told that it is refused. Asked once more, it is given time to hear.
+fn refused(socket: &Socket, patient: bool) -> bool {
+    let start = std::time::Instant::now();
+    loop {
+        match socket.take_error() {
+            Ok(Some(e)) => return e.kind() == ErrorKind::ConnectionRefused,
+            Ok(None) if patient && start.elapsed() < Duration::from_millis(300) => std::thread::yield_now(),
+            _ => return false,
+        }
+    }
+}
+
+/// An error means that there is no way to the destination.
 fn shoot(shot: &Shot, port: u16) -> io::Result<Socket> {
     setfsgid(shot.gid.into());
     setfsuid(shot.uid.into());
