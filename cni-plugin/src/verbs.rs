@@ -128,7 +128,7 @@ pub(crate) fn check(environment: &Environment, config: &Config) -> Result<(), Fa
     if !differences.is_empty() {
         let message = format!("the pod's redirect was changed: {} differences", differences.len());
         let details = format!(
-            "`-` is in the pod, `+` should be; the agent repairs it, or recreate the pod:\n{}",
+            "`-` is in the pod, `+` should be; recreate the pod:\n{}",
             differences.join("\n")
         );
         return Err(Failure::new(Code::Drifted, message, details));

@@ -12,6 +12,8 @@ use ursa_tests::lab::runtime::network::Networks;
 use ursa_tests::lab::runtime::{PodSpec, Runtime as _};
 use ursa_tests::lab::{Lab, Programs, wait};
 
+use crate::cni_runtimes::assert_nothing_left;
+
 #[test]
 fn early_pods_are_put_into_the_mesh_where_they_are() {
     let mut lab = Lab::new(&Programs::discover().unwrap()).unwrap();
@@ -72,12 +74,7 @@ fn early_pods_are_put_into_the_mesh_where_they_are() {
     for pod in [&web, &backend, &plain] {
         ground.runtime.remove(&ground.machine, pod).unwrap();
     }
-    wait::until("nothing to be left on the node", SOON, || match ground.left() {
-        Ok(left) if left.is_empty() => Ok(()),
-        Ok(left) => Err(left.join("\n")),
-        Err(error) => Err(format!("{error:#}")),
-    })
-    .unwrap();
+    assert_nothing_left(&ground);
     let records = std::fs::read_dir(ground.node.run_dir().join("cni")).unwrap().count();
     assert_eq!(records, 0, "records of pods that are gone");
 }
