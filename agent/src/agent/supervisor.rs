@@ -1,6 +1,7 @@
 //! Which workloads live here: those of the files, those that CNI added, and none besides.
 
 mod namespaces;
+mod remains;
 mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -376,24 +377,7 @@ impl Task {
             }
             Err(error) => tracing::warn!(error = %chain(&error), "can't look for shims of former agents"),
         }
-        self.remove_remains(&known);
-    }
-
-    /// Removes what an agent left that was killed while it removed a workload's files: its key, without a description.
-    fn remove_remains(&self, known: &BTreeSet<String>) {
-        let entries = fs::read_dir(self.shared.config.state_dir.join("w"));
-        for entry in entries.into_iter().flatten().flatten() {
-            let (id, dir) = (entry.file_name(), entry.path());
-            let is_known = id.to_str().is_none_or(|id| known.contains(id));
-            let described = !matches!(dir.join(SPEC_FILE).try_exists(), Ok(false));
-            if is_known || described || !dir.is_dir() {
-                continue;
-            }
-            match fs::remove_dir_all(&dir) {
-                Ok(()) => tracing::info!(dir = %dir.display(), "removed what a former agent was removing"),
-                Err(error) => tracing::error!(dir = %dir.display(), %error, "files are left behind"),
-            }
-        }
+        remains::remove(&self.shared.config.state_dir.join("w"), &known);
     }
 
     fn on_command(&mut self, command: Command) {

@@ -153,7 +153,8 @@ fn storms(args: &Args) -> anyhow::Result<()> {
 }
 
 fn storm(storm: &Storm) -> anyhow::Result<()> {
-    println!("{} pods at once, {} of them meshed, {} times", storm.pods, storm.meshed, storm.lives);
+    let what = if storm.kills { "while agent and plugins are killed" } else { "all at once" };
+    println!("{} pods, {} of them meshed, {} times each, {what}", storm.pods, storm.meshed, storm.lives);
     let names = storm.services();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut ground = Ground::start(&names, Containerd::start)?;
