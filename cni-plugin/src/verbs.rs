@@ -127,10 +127,8 @@ pub(crate) fn check(environment: &Environment, config: &Config) -> Result<(), Fa
         netns.run(|| ursa_init::diff(&plan)).and_then(|found| found).map_err(|e| redirect_failed(&e))?;
     if !differences.is_empty() {
         let message = format!("the pod's redirect was changed: {} differences", differences.len());
-        let details = format!(
-            "`-` is in the pod, `+` should be; recreate the pod:\n{}",
-            differences.join("\n")
-        );
+        let details =
+            format!("`-` is in the pod, `+` should be; recreate the pod:\n{}", differences.join("\n"));
         return Err(Failure::new(Code::Drifted, message, details));
     }
     let gone = |why: String| {
