@@ -26,8 +26,9 @@ the runtime doesn't deliver although `capabilities` asks for them, or one that s
 
 Other keys: default (disabled; enabled; ask: the agent), runDir (/run/ursa; agent.sock and the record of what was done
 are there), stateDir (/var/lib/ursa/agent; the agent's decisions.json), redirect (see `ursa-init --help`; by default
-group 5678 is exempt, and each proxy has a user of its own; the pod's annotations traffic.kuma.io/… win), workload (for
-the agent: name, mesh, labels, ports).
+group 5678 is exempt, and each proxy has a user of its own; the pod's annotations traffic.kuma.io/… win),
+kubeletProbes (false; true, or the ports: what comes from the node itself goes past the proxy), workload (for the agent:
+name, mesh, labels, ports).
 
 A pod's annotations kuma.io/mesh and kuma.io/workload say its mesh and, with that, its SPIFFE id, except where
 workload.mesh and the label kuma.io/workload in workload.labels are set: these win, always. Set them wherever

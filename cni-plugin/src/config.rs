@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use ursa_init::RedirectIntent;
 use ursa_init::intent::kuma::for_pod;
+use ursa_init::probes::KubeletProbes;
 use ursa_model::injection::{Injection, Pod, Rules};
 use ursa_model::labels::{self, Labels};
 
@@ -44,6 +45,8 @@ pub(crate) struct NetConf {
     /// The redirect; the pod's annotations win. Read only for meshed pods: a mistake in it must not
     /// stop the others.
     redirect: Option<Value>,
+    /// The kubelet's connections that go past the proxy.
+    kubelet_probes: KubeletProbes,
     /// For the agent, read only for meshed pods likewise.
     workload: Option<Value>,
     /// The attachments that exist, with GC.
@@ -68,6 +71,7 @@ impl Default for NetConf {
             labels: Labels::new(),
             default: None,
             redirect: None,
+            kubelet_probes: KubeletProbes::default(),
             workload: None,
             valid_attachments: None,
             attachments: None,
@@ -288,6 +292,14 @@ impl NetConf {
                 format!("{}; correct them and create the pod again", faults.join("; ")),
             )
         })
+    }
+
+    /// The redirect of a pod with these addresses.
+    pub(crate) fn intent_at(&self, addresses: &[String]) -> Result<RedirectIntent, Failure> {
+        let mut intent = self.intent(self.own_annotations())?;
+        let addresses: Vec<_> = addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        self.kubelet_probes.exempt(&mut intent, &addresses);
+        Ok(intent)
     }
 
     /// The annotations that the runtime delivered.

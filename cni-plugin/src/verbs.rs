@@ -29,9 +29,9 @@ pub(crate) fn add(environment: &Environment, config: &Config) -> Result<String, 
         eprintln!("ursa-cni: uninstalled; this pod starts outside the mesh");
         return Ok(previous);
     }
-    let intent = config.conf.intent(config.conf.own_annotations())?;
-    let plan = compile(&intent)?;
     let addresses = config.addresses()?;
+    let intent = config.conf.intent_at(&addresses)?;
+    let plan = compile(&intent)?;
     let netns = pod::namespace(environment)?;
     pod::refuse_strangers(&netns, &addresses)?;
     let mut request = request("cni-add", environment, config);
@@ -119,10 +119,11 @@ pub(crate) fn check(environment: &Environment, config: &Config) -> Result<(), Fa
     {
         return Ok(());
     }
-    let intent = config.conf.intent(config.conf.own_annotations())?;
+    let addresses = config.addresses()?;
+    let intent = config.conf.intent_at(&addresses)?;
     let plan = compile(&intent)?;
     let netns = pod::namespace(environment)?;
-    pod::refuse_strangers(&netns, &config.addresses()?)?;
+    pod::refuse_strangers(&netns, &addresses)?;
     let differences =
         netns.run(|| ursa_init::diff(&plan)).and_then(|found| found).map_err(|e| redirect_failed(&e))?;
     if !differences.is_empty() {

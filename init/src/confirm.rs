@@ -113,6 +113,8 @@ impl Before {
             loopback_addresses: self.addresses.clone(),
             policy_route: self.policy,
         };
+        // Should a later step fail, what is left only closes.
+        let routes = routes::ensure(&plan)?;
         match &self.rules {
             None => drop(backend::remove()?),
             saved => {
@@ -120,8 +122,7 @@ impl Before {
                 backend::remove_iptables()?;
             }
         }
-        // Should a later step fail, what is left only closes.
-        let _ = routes::ensure(&plan)?;
+        routes.finish()?;
         Ok(())
     }
 }

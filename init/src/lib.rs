@@ -10,6 +10,7 @@
 //! * [`check`]: real connections through the rules.
 //! * [`watch`]: keeping it in place.
 //! * [`confirm`]: changes that are rolled back unless somebody confirms them.
+//! * [`probes`]: the kubelet's probes, which have no certificate.
 //! * [`ssh`]: the operator's way in, which is left alone.
 //! * [`netns`]: running all that in another network namespace.
 //!
@@ -36,6 +37,7 @@ mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod plan;
+pub mod probes;
 mod random;
 pub mod routes;
 pub mod ssh;
@@ -70,14 +72,14 @@ pub fn apply(plan: &Plan) -> Result<Applied, Error> {
     apply_with(plan, Backend::Auto)
 }
 
-/// Puts the plan in place in the calling thread's network namespace: routes first (they close), then the rules,
-/// then a read-back, then what another backend left is removed. Nothing changes when the plan is already in place;
+/// Puts the plan in place in the calling thread's network namespace: missing routes first (they close), then the rules,
+/// then a read-back, then what another backend or the plan before left is removed. Nothing changes when the plan is already in place;
 /// on failure what this call changed is undone.
 pub fn apply_with(plan: &Plan, backend: Backend) -> Result<Applied, Error> {
     netns::Netns::current()?.refuse_other_users()?;
     let routes = routes::ensure(plan)?;
     match backend::apply(plan, backend) {
-        Ok(rules_changed) => Ok(Applied { rules_changed, routes_changed: routes.count() }),
+        Ok(rules_changed) => Ok(Applied { rules_changed, routes_changed: routes.finish()? }),
         Err(error) => {
             // The first error is the one to report; a failing undo leaves routes that only close, never open.
             if let Err(undo) = routes.undo() {

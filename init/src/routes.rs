@@ -109,35 +109,41 @@ impl Found {
     }
 }
 
-/// What [`ensure`] changed, to be undone if a later step fails.
+/// What [`ensure`] added, to be undone if the rules don't come, and what [`finish`](Changes::finish) removes when they
+/// have: the rules before needed it until then.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Changes {
     added: Vec<Item>,
-    removed: Vec<Item>,
+    stale: Vec<Item>,
     raised_lo: bool,
 }
 
 impl Changes {
-    /// How many routes and addresses changed.
-    pub fn count(&self) -> usize {
-        self.added.len() + self.removed.len() + usize::from(self.raised_lo)
+    /// Removes ours that the plan doesn't have; returns how many routes and addresses changed in all.
+    pub fn finish(self) -> Result<usize, Error> {
+        let mut changed = self.added.len() + usize::from(self.raised_lo);
+        if !self.stale.is_empty() {
+            let mut kernel = Kernel::open()?;
+            for stale in self.stale.iter().rev() {
+                changed += usize::from(kernel.delete(stale)?);
+            }
+        }
+        Ok(changed)
     }
 
-    /// Puts everything back.
+    /// Takes back what was added.
     pub fn undo(self) -> Result<(), Error> {
         let mut kernel = Kernel::open()?;
-        self.removed.iter().rev().try_for_each(|item| kernel.add(item).map(drop))?;
         self.added.iter().rev().try_for_each(|item| kernel.delete(item).map(drop))
     }
 }
 
-/// Adds what is missing and removes ours that the plan doesn't have. `lo` is set up if it is down.
+/// Adds what is missing, before the rules that need it. `lo` is set up if it is down.
 pub fn ensure(plan: &Plan) -> Result<Changes, Error> {
     let mut kernel = Kernel::open()?;
     let mut changes = Changes::default();
-    let done = ensure_all(&mut kernel, plan, &mut changes);
-    match done {
+    match add_missing(&mut kernel, plan, &mut changes) {
         Ok(()) => Ok(changes),
         Err(error) => {
             if let Err(undo) = changes.undo() {
@@ -148,7 +154,7 @@ pub fn ensure(plan: &Plan) -> Result<Changes, Error> {
     }
 }
 
-fn ensure_all(kernel: &mut Kernel, plan: &Plan, changes: &mut Changes) -> Result<(), Error> {
+fn add_missing(kernel: &mut Kernel, plan: &Plan, changes: &mut Changes) -> Result<(), Error> {
     let lo = kernel.loopback()?;
     let wanted = wanted(plan, lo)?;
     if !wanted.is_empty() && !lo.up {
@@ -161,12 +167,7 @@ fn ensure_all(kernel: &mut Kernel, plan: &Plan, changes: &mut Changes) -> Result
             changes.added.push(item.clone());
         }
     }
-    let stale: Vec<_> = found.ours.difference(&wanted).collect();
-    for stale in stale.into_iter().rev() {
-        if kernel.delete(stale)? {
-            changes.removed.push(stale.clone());
-        }
-    }
+    changes.stale = found.ours.difference(&wanted).cloned().collect();
     Ok(())
 }
 

@@ -1,7 +1,6 @@
 //! The shim and its launcher with the real Envoy, each test in a network namespace of its own.
 //!
-//! They need root, and `URSA_ENVOY` must name an Envoy binary: a test that can't run fails. `URSA_SKIP_PRIVILEGED=1`
-//! skips them.
+//! They need root, and `URSA_ENVOY` must name an Envoy binary: a test that can't run fails.
 
 use std::fs::{self, Permissions};
 use std::io::{Read as _, Write as _};
@@ -35,13 +34,10 @@ struct Lab {
 }
 
 impl Lab {
-    fn new(test: &str) -> Option<Self> {
-        if std::env::var_os("URSA_SKIP_PRIVILEGED").is_some() {
-            return None;
-        }
-        assert!(nix::unistd::geteuid().is_root(), "run as root, or set URSA_SKIP_PRIVILEGED=1");
-        let envoy = std::env::var_os("URSA_ENVOY")
-            .expect("URSA_ENVOY names no Envoy; set it, or URSA_SKIP_PRIVILEGED=1");
+    fn new(test: &str) -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "namespaces need root");
+        let envoy =
+            std::env::var_os("URSA_ENVOY").expect("URSA_ENVOY names no Envoy; `make envoy` fetches it");
         let name = format!("ursa-{test}-{}", std::process::id());
         run("ip", &["netns", "add", &name]);
         run("ip", &["-n", &name, "link", "set", "lo", "up"]);
@@ -59,7 +55,7 @@ impl Lab {
         lab.write_table(
             r#"{"names":{"backend.svc.mesh.local.":["241.0.0.1"]},"domains":["mesh.local"],"ttl":30}"#,
         );
-        Some(lab)
+        lab
     }
 
     fn shim_dir(&self) -> PathBuf {
@@ -219,7 +215,7 @@ fn status_line(pid: i32, key: &str) -> String {
 
 #[tokio::test]
 async fn shim_and_envoy_hold_no_right_and_come_back_from_kill_9() {
-    let Some(lab) = Lab::new("kill") else { return };
+    let lab = Lab::new("kill");
     let launcher = lab.launcher();
     let mut state = launcher.ensure(lab.spec()).await.unwrap();
     let (shim, origin) = running(&mut state, 0).await;
@@ -265,7 +261,7 @@ async fn shim_and_envoy_hold_no_right_and_come_back_from_kill_9() {
 
 #[tokio::test]
 async fn nothing_piles_up_when_shim_and_envoy_die_again_and_again() {
-    let Some(lab) = Lab::new("loop") else { return };
+    let lab = Lab::new("loop");
     let launcher = lab.launcher();
     let mut state = launcher.ensure(lab.spec()).await.unwrap();
     let mut shim = 0;
@@ -292,7 +288,7 @@ async fn nothing_piles_up_when_shim_and_envoy_die_again_and_again() {
 
 #[tokio::test]
 async fn a_shim_outlives_its_launcher_and_is_adopted_by_the_next() {
-    let Some(lab) = Lab::new("adopt") else { return };
+    let lab = Lab::new("adopt");
     let first = lab.launcher();
     let mut state = first.ensure(lab.spec()).await.unwrap();
     let (shim, _) = running(&mut state, 0).await;
@@ -316,7 +312,7 @@ async fn a_shim_outlives_its_launcher_and_is_adopted_by_the_next() {
 
 #[tokio::test]
 async fn the_xds_socket_passes_to_the_agent_and_back() {
-    let Some(lab) = Lab::new("xds") else { return };
+    let lab = Lab::new("xds");
     let launcher = lab.launcher();
     launcher.ensure(lab.spec()).await.unwrap();
     let client = ShimClient::connect(&lab.shim_dir()).await.unwrap();
@@ -392,7 +388,7 @@ fn clusters(w: &Path) -> String {
 
 #[tokio::test]
 async fn envoy_comes_back_with_its_last_configuration_while_the_agent_is_dead() {
-    let Some(lab) = Lab::new("last") else { return };
+    let lab = Lab::new("last");
     let resource = ursa_wire::discovery::Resource {
         version: "1".into(),
         resource: Some(ursa_wire::discovery::Any {
@@ -424,7 +420,7 @@ async fn envoy_comes_back_with_its_last_configuration_while_the_agent_is_dead() 
 
 #[tokio::test]
 async fn names_resolve_without_an_agent() {
-    let Some(lab) = Lab::new("dns") else { return };
+    let lab = Lab::new("dns");
     let launcher = lab.launcher();
     launcher.ensure(lab.spec()).await.unwrap();
     let backend = "backend.svc.mesh.local.";
@@ -477,7 +473,7 @@ async fn names_resolve_without_an_agent() {
 
 #[tokio::test]
 async fn sigterm_drains_and_leaves_nothing() {
-    let Some(lab) = Lab::new("term") else { return };
+    let lab = Lab::new("term");
     let launcher = lab.launcher();
     launcher.ensure(lab.spec()).await.unwrap();
     let client = ShimClient::connect(&lab.shim_dir()).await.unwrap();
@@ -496,7 +492,7 @@ async fn sigterm_drains_and_leaves_nothing() {
 
 #[tokio::test]
 async fn a_hung_shim_is_not_replaced_but_can_be_removed() {
-    let Some(lab) = Lab::new("hung") else { return };
+    let lab = Lab::new("hung");
     let first = lab.launcher();
     let mut state = first.ensure(lab.spec()).await.unwrap();
     let (shim, _) = running(&mut state, 0).await;
@@ -515,7 +511,7 @@ async fn a_hung_shim_is_not_replaced_but_can_be_removed() {
 
 #[tokio::test]
 async fn nobody_else_is_stopped_in_a_shims_place() {
-    let Some(lab) = Lab::new("place") else { return };
+    let lab = Lab::new("place");
     let launcher = lab.launcher();
     let mut state = launcher.ensure(lab.spec()).await.unwrap();
     let (shim, _) = running(&mut state, 0).await;
@@ -539,7 +535,7 @@ async fn nobody_else_is_stopped_in_a_shims_place() {
 
 #[tokio::test]
 async fn a_shim_ends_by_sigterm_as_by_a_service_manager() {
-    let Some(lab) = Lab::new("sig") else { return };
+    let lab = Lab::new("sig");
     let launcher = lab.launcher();
     let mut state = launcher.ensure(lab.spec()).await.unwrap();
     let (shim, _) = running(&mut state, 0).await;
@@ -560,7 +556,7 @@ async fn a_shim_ends_by_sigterm_as_by_a_service_manager() {
 
 #[tokio::test]
 async fn others_have_no_word_on_the_control_socket() {
-    let Some(lab) = Lab::new("peer") else { return };
+    let lab = Lab::new("peer");
     let launcher = lab.launcher();
     launcher.ensure(lab.spec()).await.unwrap();
     for id in [UID, 65_534] {
@@ -586,7 +582,7 @@ async fn others_have_no_word_on_the_control_socket() {
 
 #[tokio::test]
 async fn what_cannot_start_says_why() {
-    let Some(lab) = Lab::new("wrong") else { return };
+    let lab = Lab::new("wrong");
     let launcher = lab.launcher();
     let missing = ShimSpec { envoy: "/nonexistent/envoy".into(), ..lab.spec() };
     let error = launcher.ensure(missing).await.unwrap_err().to_string();
@@ -602,7 +598,7 @@ async fn what_cannot_start_says_why() {
 
 #[tokio::test]
 async fn a_taken_dns_port_and_a_bad_bootstrap_are_named() {
-    let Some(lab) = Lab::new("port") else { return };
+    let lab = Lab::new("port");
     let launcher = lab.launcher();
     let taken = lab.inside(|| std::net::UdpSocket::bind("127.0.0.1:15053").unwrap());
     let error = launcher.ensure(lab.spec()).await.unwrap_err().to_string();

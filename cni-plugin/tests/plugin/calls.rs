@@ -45,6 +45,33 @@ fn another_pods_namespace_is_refused() {
 }
 
 #[test]
+fn the_kubelets_probes_pass_where_the_operator_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let _asked = agent(dir.path(), "{\"ok\":true}\n");
+    let (pod, node) = Namespace::pair();
+    pod.listen(&[8080, 9090, 15006, 15001]);
+    let mut config = config("1.0.0", dir.path(), "enabled");
+    config["kubeletProbes"] = json!([8080]);
+    // The plugin runs where the kubelet is, and so finds the node's addresses as the pod sees them.
+    let added = node.run(|| verb("ADD", path(&pod), &config));
+    assert_eq!(added.code, 0, "{}", added.stdout);
+    for own in ["10.77.0.1", "[fd77::1]"] {
+        assert_eq!(node.tcp(0, &format!("{own}:8080")), Ok(8080), "a probe");
+        assert_eq!(node.tcp(0, &format!("{own}:9090")), Ok(15006), "nothing else of the node's");
+    }
+    node.ip("addr add 10.77.0.9/24 dev eth0");
+    let other = node.run(|| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&std::net::SocketAddr::from(([10, 77, 0, 9], 0)).into()).unwrap();
+        let to = std::net::SocketAddr::from(([10, 77, 0, 1], 8080));
+        socket.connect_timeout(&to.into(), lab::PATIENCE).unwrap();
+        lab::landed(Ok(socket.into()))
+    });
+    assert_eq!(other, Ok(15006), "not from another address");
+    assert_eq!(node.run(|| verb("CHECK", path(&pod), &config)).code, 0, "CHECK expects the same");
+}
+
+#[test]
 fn check_finds_one_rule_gone_two_exchanged_and_a_sidecar_gone() {
     let (dir, pod) = (tempfile::tempdir().unwrap(), pod());
     let config = config("1.0.0", dir.path(), "enabled");

@@ -217,6 +217,39 @@ fn an_agent_that_fails_undoes_the_redirect(#[case] answer: &'static str, #[case]
     assert_eq!(commands, ["cni-add", "cni-del"]);
 }
 
+/// An Envoy that never comes: the agent has the question, and no answer.
+#[test]
+fn a_sidecar_that_never_lives_is_given_up_and_undone() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join("agent.sock")).unwrap();
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        let mut open = Vec::new();
+        while let Ok((stream, _)) = listener.accept() {
+            let mut line = String::new();
+            let _ = BufReader::new(&stream).read_line(&mut line);
+            let request: Value = serde_json::from_str(&line).unwrap();
+            let silent = request["cmd"] == "cni-add";
+            let _ = tell.send(request);
+            if silent {
+                open.push(stream); // held, or the plugin would see that nobody is there any more
+            } else {
+                let _ = (&stream).write_all(b"{\"ok\":true}\n");
+            }
+        }
+    });
+    let pod = pod();
+    let began = Instant::now();
+    let (code, text) = verb("ADD", path(&pod), &config("1.0.0", dir.path(), "enabled")).error();
+    let took = began.elapsed();
+    assert_eq!(code, 11, "{text}");
+    assert!(text.contains("20 s") && text.contains("ursa-agent status"), "{text}");
+    assert!((Duration::from_secs(20)..Duration::from_secs(24)).contains(&took), "{took:?}");
+    assert_eq!(rules(&pod), Vec::<String>::new(), "the pod is as it was");
+    let asked: Vec<_> = told.try_iter().map(|request| request["cmd"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(asked, ["cni-add", "cni-del"], "the agent forgets it");
+}
+
 #[test]
 fn check_finds_an_edited_rule() {
     let dir = tempfile::tempdir().unwrap();

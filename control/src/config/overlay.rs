@@ -38,8 +38,6 @@ const OTHERS: [&str; 25] = [
     "URSA_REDIRECT",
     "URSA_DNS",
     "URSA_DNS_PORT",
-    // the tests
-    "URSA_SKIP_PRIVILEGED",
 ];
 
 pub(super) fn defaults() -> Value {

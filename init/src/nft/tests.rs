@@ -1,7 +1,6 @@
 //! The backend on the real kernel, in namespaces that vanish with the test's threads.
 
 use std::thread;
-use std::time::Instant;
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -96,7 +95,7 @@ fn a_kernel_without_a_common_table_gets_two_in_one_batch() {
         assert!(found.same_as(&split()));
         assert!(found.lines(Counters::Hide).iter().any(|line| line.starts_with("chain ip6 guard_out: ")));
         // It redirects in both families.
-        crate::routes::ensure(&plan()).map(drop).unwrap();
+        crate::routes::ensure(&plan()).unwrap().finish().unwrap();
         for (any, vip) in [("127.0.0.1:15001", "241.0.0.7:80"), ("[::1]:15001", "[fd75:7273:6100::7]:80")] {
             let proxy = std::net::TcpListener::bind(any).unwrap();
             let app = std::net::TcpStream::connect(vip).unwrap();
@@ -238,44 +237,4 @@ fn a_program_that_writes_all_the_time_disturbs_nobody() {
             assert!(Kernel::open("theirs").unwrap().read().unwrap().unwrap().same_as(&last));
         });
     });
-}
-
-/// Prints what an apply costs; run with `--nocapture` in a release build to compare with the target of 0.5 ms.
-#[test]
-fn apply_is_quick() {
-    const RUNS: usize = 50;
-    let plan =
-        Plan::compile(&serde_json::from_str::<RedirectIntent>(r#"{"proxyUids":[5678]}"#).unwrap()).unwrap();
-    let mut first = Vec::new();
-    let mut again = Vec::new();
-    // The kernel patches its own code when the first namespace of the machine gets rules, and back after the last.
-    let (end, wait) = std::sync::mpsc::channel::<()>();
-    let (ready, is_ready) = std::sync::mpsc::channel();
-    let neighbour = thread::spawn({
-        let plan = plan.clone();
-        move || {
-            isolated(move || {
-                apply(&plan).unwrap();
-                ready.send(()).unwrap();
-                let _ = wait.recv();
-            });
-        }
-    });
-    is_ready.recv().unwrap();
-    for _ in 0..RUNS {
-        isolated(|| {
-            let start = Instant::now();
-            apply(&plan).unwrap();
-            first.push(start.elapsed());
-            let start = Instant::now();
-            apply(&plan).unwrap();
-            again.push(start.elapsed());
-        });
-    }
-    drop(end);
-    neighbour.join().unwrap();
-    for (what, mut times) in [("into a fresh namespace", first), ("again, nothing to change", again)] {
-        times.sort();
-        println!("apply {what}: p50 {:?}, p99 {:?}", times[RUNS / 2], times[RUNS - 1]);
-    }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use ursa_init::backend::Backend;
-use ursa_init::intent::RedirectIntent;
+use ursa_init::intent::{InboundMode, RedirectIntent};
 use ursa_init::{Plan, nft};
 
 use crate::lab::Namespace;
@@ -61,30 +61,56 @@ fn length(command: Command) -> usize {
     }
 }
 
+/// What should be there and isn't, of routes and addresses: no rule may be in place before what it needs.
+fn missing(ns: &Namespace, plan: &Plan) -> Vec<String> {
+    let lines = ns.run(|| ursa_init::diff(plan)).unwrap();
+    lines.into_iter().filter(|line| line.starts_with('+')).collect()
+}
+
+/// From nothing to a transparent redirect, to another one, and to nothing again.
 #[test]
 fn nftables_holds_the_old_rules_or_the_new() {
     let web = Namespace::alone();
-    let intents = [moved(0), moved(100)];
+    let mut intents = [moved(0), moved(100)];
+    intents[0].inbound.mode = InboundMode::Tproxy;
+    intents[1].vip_ranges = vec!["242.0.0.0/8".parse().unwrap(), "fd75:7273:6101::/64".parse().unwrap()];
     let plans: Vec<Plan> = intents.iter().map(plan).collect();
     let documents = [Document::new("nftables-a", &intents[0]), Document::new("nftables-b", &intents[1])];
-    let apply = |which: usize| documents[which].apply(&web, Backend::Nftables);
-    length(apply(0));
-    let all = length(apply(1));
-    let mut seen = [0, 0];
-    let mut now = 1;
-    for at in points(all, 60, 1) {
-        let next = 1 - now;
-        let _ = run(apply(next), at, Victim::Everybody);
-        let equal: Vec<_> = plans.iter().map(|p| web.run(|| nft::diff(p)).unwrap().is_empty()).collect();
-        assert_eq!(equal.iter().filter(|e| **e).count(), 1, "killed at stop {at} of {all}");
-        now = usize::from(equal[1]);
-        seen[usize::from(now == next)] += 1;
+    let steps = [("first", None, Some(0)), ("change", Some(0), Some(1)), ("remove", Some(1), None)];
+    for (name, from, to) in steps {
+        let prepare = || match from {
+            Some(i) => length(documents[i].apply(&web, Backend::Nftables)),
+            None => length(remove(&web)),
+        };
+        let command = || match to {
+            Some(i) => documents[i].apply(&web, Backend::Nftables),
+            None => remove(&web),
+        };
+        prepare();
+        let all = length(command());
+        let mut seen = [0, 0];
+        for at in points(all, 24, steps.len()) {
+            prepare();
+            let _ = run(command(), at, Victim::Everybody);
+            let rules = web.run(nft::read_back).unwrap();
+            let is = |which: Option<usize>| match (which, &rules) {
+                (None, found) => found.is_none(),
+                (Some(_), None) => false,
+                (Some(i), Some(_)) => web.run(|| nft::diff(&plans[i])).unwrap().is_empty(),
+            };
+            let (old, new) = (is(from), is(to));
+            assert!(old != new, "{name}, killed at stop {at} of {all}: {rules:?}");
+            if let Some(i) = if new { to } else { from } {
+                assert_eq!(missing(&web, &plans[i]), Vec::<String>::new(), "{name}, stop {at} of {all}");
+            }
+            seen[usize::from(new)] += 1;
+        }
+        assert!(seen[0] > 0 && seen[1] > 0, "{name}: {seen:?}");
+        println!("nftables, {name}: {} kills over {all} stops: {seen:?} old and new", seen[0] + seen[1]);
     }
-    assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
     // Whatever was left, the next one ends it.
-    length(apply(0));
+    length(documents[0].apply(&web, Backend::Nftables));
     assert!(web.run(|| ursa_init::diff(&plans[0])).unwrap().is_empty());
-    println!("nftables: {} kills over {all} stops: {seen:?} old and new", seen[0] + seen[1]);
 }
 
 /// Our rules per family and table, as text.

@@ -1,11 +1,14 @@
 //! The options that peers have, one by one, on real packets.
 
 use std::io::ErrorKind::ConnectionRefused;
+use std::net::SocketAddr;
+use std::time::Instant;
 
+use socket2::{Domain, Protocol, Socket, Type};
 use ursa_init::intent::{Bridge, Ids, OwnerExclusion, Probes, RedirectIntent, Transport};
 use ursa_init::{Plan, nft};
 
-use crate::lab::{APP, Namespace, PROXY};
+use crate::lab::{APP, Namespace, PATIENCE, PROXY};
 
 fn meshed(change: impl FnOnce(&mut RedirectIntent)) -> (Namespace, Namespace) {
     let mut intent = RedirectIntent { proxy_uids: vec![PROXY], ..RedirectIntent::default() };
@@ -134,6 +137,31 @@ fn guests_behind_a_bridge_are_served() {
     web.run(|| ursa_init::apply(&Plan::compile(&intent).unwrap())).unwrap();
     assert_eq!(guest.tcp(APP, "10.77.0.1:8080"), Ok(15001));
     assert_eq!(guest.tcp(APP, "[2001:db8::1]:443"), Ok(15001));
+}
+
+#[test]
+fn packets_of_no_connection_are_dropped() {
+    let (web, stranger) = meshed(|intent| intent.drop_invalid = true);
+    let dropped = || {
+        let rules = web.run(nft::read_back).unwrap().unwrap();
+        rules.counters().filter(|(chain, ..)| *chain == "invalid").map(|(.., packets)| packets).sum::<u64>()
+    };
+    assert_eq!(dropped(), 0);
+    for (own, domain) in [("10.77.0.1", Domain::IPV4), ("fd77::1", Domain::IPV6)] {
+        let to = SocketAddr::new(own.parse().unwrap(), 0);
+        let before = dropped();
+        // A TCP header without a flag, a port or a checksum belongs to nothing.
+        stranger.run(|| {
+            let raw = Socket::new(domain, Type::RAW, Some(Protocol::TCP)).unwrap();
+            raw.send_to(&[0; 20], &to.into()).unwrap();
+        });
+        let deadline = Instant::now() + PATIENCE;
+        while dropped() == before {
+            assert!(Instant::now() < deadline, "{own}: it came to the application");
+            std::thread::yield_now();
+        }
+    }
+    assert_eq!(stranger.tcp(APP, "10.77.0.1:8080"), Ok(15006), "connections are");
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn equal_but_for(allowed: &[Named], cases: &[Case], backend: Backend) {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// Statement 2: each user and each group of the proxy calls its own workload through the inbound listener, and each
+/// Each user and each group of the proxy calls its own workload through the inbound listener, and each
 /// one's own rule is what does it.
 #[test]
 fn every_user_and_group_of_the_proxy_hairpins() {

@@ -109,10 +109,6 @@ impl Rules {
             (Ok(theirs), Ok(ours)) => (theirs, ours),
             (Err(why), _) | (_, Err(why)) => return report.judged(id, Some(why)),
         };
-        for (i, p) in probes.iter().enumerate() {
-            use fire::probe::Landed;
-            if !p.may_be_lost && (theirs[i] == Landed::Lost || ours[i] == Landed::Lost) {}
-        }
         let sorted = Sorted::new(between(&probes, &theirs, &ours), ALLOWED, intent);
         let unnamed = (!sorted.unnamed.is_empty()).then(|| some_of(&sorted.unnamed, probes.len()));
         report.judged(id, unnamed);

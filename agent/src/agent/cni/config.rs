@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use ursa_init::RedirectIntent;
+use ursa_init::probes::KubeletProbes;
 use ursa_model::injection::{INJECTION, Injection, Knowledge, NamespaceFacts};
 use ursa_model::labels::Labels;
 
@@ -26,6 +27,8 @@ pub struct CniConfig {
     pub labels: Labels,
     /// The redirect.
     pub redirect: Option<RedirectIntent>,
+    /// The kubelet's connections that go past the proxy.
+    pub kubelet_probes: KubeletProbes,
     /// What the operator says of the workloads.
     pub workload: Workload,
 }
@@ -39,6 +42,7 @@ impl Default for CniConfig {
             annotations: Labels::new(),
             labels: Labels::new(),
             redirect: None,
+            kubelet_probes: KubeletProbes::default(),
             workload: Workload::default(),
         }
     }

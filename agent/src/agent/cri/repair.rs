@@ -198,7 +198,7 @@ impl Repair {
         let nothing = BTreeMap::new();
         let annotations = call.annotations.as_ref().unwrap_or(&nothing);
         let network = call.config.redirect.clone().unwrap_or_default();
-        let intent = for_pod(network, self.config.proxy_gid, annotations).map_err(|faults| {
+        let mut intent = for_pod(network, self.config.proxy_gid, annotations).map_err(|faults| {
             let faults: Vec<_> =
                 faults.iter().map(|fault| format!("{} {}", fault.field, fault.message)).collect();
             format!(
@@ -208,8 +208,9 @@ impl Repair {
         })?;
         call.netns.clone_from(&netns);
         call.ips = ips;
-        call.config.redirect = Some(intent.clone());
         let expected: Vec<IpAddr> = call.ips.iter().filter_map(|ip| ip.parse().ok()).collect();
+        self.config.cni.kubelet_probes.exempt(&mut intent, &expected);
+        call.config.redirect = Some(intent.clone());
         let attest = move || {
             let netns = Netns::open(&netns)?;
             netns.refuse_own_or_host()?;
