@@ -113,8 +113,8 @@ fn agent_that(dir: &Path, answer: impl Fn(&Value) -> String + Send + 'static) ->
             let mut line = String::new();
             if BufReader::new(&stream).read_line(&mut line).unwrap_or(0) > 0 {
                 let request: Value = serde_json::from_str(&line).unwrap();
+                let _ = tell.send(request.clone());
                 let answer = answer(&request);
-                let _ = tell.send(request);
                 let _ = stream.write_all(answer.as_bytes());
             }
         }

@@ -9,7 +9,7 @@ use super::{Config, ConfigError};
 const PREFIX: &str = "URSA_";
 
 /// Variables of other programs of ours, which may well be in the same environment (a shell, a unit's file).
-const OTHERS: [&str; 25] = [
+const OTHERS: [&str; 24] = [
     // What is no setting, but a flag of this program and of others.
     "URSA_CONFIG",
     "URSA_LOG",
