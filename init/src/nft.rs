@@ -284,9 +284,17 @@ impl Kernel {
                     let at = usize::try_from(index).unwrap_or(usize::MAX).checked_sub(set.chains.len());
                     match at.and_then(|i| set.rules.get(i)) {
                         Some(rule) => {
-                            format!("add the rule '{}' to table inet ursa", expr::line(&rule.exprs))
+                            let modules: Vec<_> = rule.exprs.iter().filter_map(expr::Expr::module).collect();
+                            let needs = match modules.as_slice() {
+                                [] => String::new(),
+                                modules => format!(", which needs {}", modules.join(" and ")),
+                            };
+                            format!("add the rule '{}' to table inet ursa{needs}", expr::line(&rule.exprs))
                         }
-                        None => "add the chains of table inet ursa".to_owned(),
+                        None => {
+                            "add the chains of table inet ursa, which need nft_chain_nat and nf_tables_inet"
+                                .to_owned()
+                        }
                     }
                 }
                 (Some(_), None) => "write table inet ursa".to_owned(),

@@ -33,6 +33,14 @@ pub struct Plan {
     pub policy_route: Option<PolicyRoute>,
 }
 
+impl Plan {
+    /// Whether a workload is told by its slice: a slice that is made again is another one, and the kernel tells nobody.
+    pub fn names_slices(&self) -> bool {
+        let rules = self.chains.iter().flat_map(|chain| &chain.rules);
+        rules.flat_map(|rule| &rule.matches).any(|m| matches!(m, Match::Cgroup(_)))
+    }
+}
+
 /// Packets with a mark are looked up in a table of their own, in which everything is local.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyRoute {

@@ -1,8 +1,9 @@
 //! Keeps a redirect in place: the kernel tells of every change of rules and routes, and what differs is put back.
 //!
-//! Nothing is polled; a slow interval only covers what could be lost. The exception are the old tables of iptables, of
-//! whose changes the kernel tells nobody: while the rules are there, they are looked at every second. Who keeps undoing the repairs is named and met with growing pauses, so that two programs that fight
-//! don't keep a machine busy.
+//! Nothing is polled; a slow interval only covers what could be lost. The exceptions are what the kernel tells nobody:
+//! changes of iptables' old tables, and a slice that was removed and made again. Where there is one of either, it is
+//! looked at every second. Who keeps undoing the repairs is named and met with growing pauses, so that two programs
+//! that fight don't keep a machine busy.
 
 mod events;
 mod notify;
@@ -28,8 +29,8 @@ const REPAIRS: usize = 10;
 const FIGHT: Duration = Duration::from_secs(10);
 /// The longest pause between two repairs in a fight.
 const LONGEST: Duration = Duration::from_secs(30);
-/// How often the old tables of iptables are looked at.
-const SILENT_TABLES: Duration = Duration::from_secs(1);
+/// How often is looked at what changes without a word.
+const SILENT: Duration = Duration::from_secs(1);
 /// How many differences are told.
 const TOLD: usize = 5;
 
@@ -77,10 +78,11 @@ impl Watch<'_> {
         (self.tell)("the redirect is in place and watched");
         notify("READY=1\nSTATUS=the redirect is in place and watched");
         let mut fight = Fight::default();
-        let silent = crate::backend::left_over(Variant::Legacy).unwrap_or_default();
-        let interval = if silent { self.interval.min(SILENT_TABLES) } else { self.interval };
+        let silent_tables = crate::backend::left_over(Variant::Legacy).unwrap_or_default();
         loop {
             let pause = fight.pause(Instant::now());
+            let silent = silent_tables || self.plan.names_slices();
+            let interval = if silent { self.interval.min(SILENT) } else { self.interval };
             let wait = pause.unwrap_or(interval);
             match events.wait(wait).map_err(WatchError::Subscribe)? {
                 Event::Stop => break,

@@ -239,6 +239,19 @@ impl Expr {
         }
     }
 
+    /// The kernel module that the instruction lives in, where it isn't nf_tables itself.
+    pub(crate) const fn module(&self) -> Option<&'static str> {
+        match self {
+            Self::DestinationType => Some("nft_fib_inet"),
+            Self::Ct(_) | Self::SetZone | Self::SetConnectionMark => Some("nft_ct"),
+            Self::SocketCgroup { .. } => Some("nft_socket"),
+            Self::Redirect => Some("nft_redir"),
+            Self::RejectTcp | Self::RejectIcmp(_) => Some("nft_reject_inet"),
+            Self::Tproxy(_) => Some("nft_tproxy"),
+            _ => None,
+        }
+    }
+
     /// The type-specific attributes, numbered as in `linux/netfilter/nf_tables.h`.
     fn data(&self, a: &mut Attributes<'_>) {
         let value =

@@ -1,13 +1,15 @@
 //! Several workloads in one namespace, each behind its own proxy.
 
 use std::io::ErrorKind::ConnectionRefused;
+use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Instant;
 
 use ursa_init::Plan;
 use ursa_init::intent::{Cgroup, Dns, Ids, Inbound, Outbound, RedirectIntent, Workload};
 
-use crate::lab::Namespace;
+use crate::lab::{Namespace, PATIENCE};
 
 /// Users of the two applications and of their proxies.
 const WEB: u32 = 2001;
@@ -151,6 +153,27 @@ fn a_slice_tells_a_workload_and_its_end_opens_nothing() {
     assert!(!host.run(|| ursa_init::diff(&plan)).unwrap().is_empty());
     assert!(host.run(|| ursa_init::apply(&plan)).unwrap().rules_changed);
     assert_eq!(slice.tcp(&host, ("10.77.0.2", 80)), Some(15101));
+
+    // `watch` does that by itself.
+    let document = std::env::temp_dir().join(format!("ursa-slices-{}.json", std::process::id()));
+    std::fs::write(&document, serde_json::to_string(&intent).unwrap()).unwrap();
+    let mut watch = Command::new(env!("CARGO_BIN_EXE_ursa-init"))
+        .args(["watch", "--netns", host.path().to_str().unwrap(), "--config", document.to_str().unwrap()])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = String::new();
+    BufReader::new(watch.stdout.as_mut().unwrap()).read_line(&mut ready).unwrap();
+    assert!(ready.contains("watched"), "{ready}");
+    drop(slice);
+    let slice = Slice::new(&name);
+    let deadline = Instant::now() + PATIENCE;
+    while slice.tcp(&host, ("10.77.0.2", 80)) != Some(15101) {
+        assert!(Instant::now() < deadline, "the new slice isn't told apart");
+    }
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    std::fs::remove_file(&document).unwrap();
 
     // Without its slice a workload's rules aren't put in place, and the error says what to do.
     drop(slice);
