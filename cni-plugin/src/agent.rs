@@ -1,11 +1,13 @@
 //! The plugin's side of the agent's socket: one JSON line there, one JSON line back.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect as connect_socket, socket};
 use serde_json::Value;
 
 /// How long an agent may be away (it restarts in less).
@@ -63,10 +65,20 @@ pub(crate) fn ask(
 fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     let start = Instant::now();
     loop {
-        match UnixStream::connect(path) {
+        match connect_now(path) {
             Ok(stream) => return Ok(stream),
             Err(e) if start.elapsed() >= patience => return Err(e),
             Err(_) => thread::sleep(RETRY),
         }
     }
+}
+
+/// Connects or fails, but never waits: an agent that is stopped accepts nobody, and its queue may be full.
+fn connect_now(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect_socket(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }

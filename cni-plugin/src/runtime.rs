@@ -62,7 +62,9 @@ fn run(environment: &Environment, input: &str, version: &str) -> Result<Option<S
         Verb::Add => verbs::add(environment, &Config::parse(input)?).map(Some),
         // A pod must always be able to go, whatever became of the configuration.
         Verb::Del => {
-            Config::check_syntax(input)?;
+            if let Err(failure) = Config::check_syntax(input) {
+                eprintln!("ursa-cni: {failure}; what is known of the container is removed all the same");
+            }
             verbs::del(environment, &Config::for_departure(input));
             Ok(None)
         }

@@ -190,6 +190,16 @@ impl Probation {
         }
     }
 
+    /// How long a change of this namespace still waits to be confirmed. What is changed meanwhile would be undone with it.
+    pub fn pending(&self, netns: &Netns) -> Result<Option<Duration>, ConfirmError> {
+        if !self.state().exists() {
+            return Ok(None);
+        }
+        let pending = self.lock()?.read()?;
+        let here = netns.id()?;
+        Ok(pending.filter(|pending| pending.netns == here).map(|pending| pending.left()))
+    }
+
     /// Saves what is in place. The change may be made when its guards run; see [`Guard::spawn`].
     pub fn begin(&self, netns: &Netns, time: Duration) -> Result<String, ConfirmError> {
         self.settle(netns)?;

@@ -1,6 +1,7 @@
 //! The operator's way in: the ports that this machine's SSH server really listens on, and how they are left alone.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use crate::intent::{Inbound, Ports, RedirectIntent};
@@ -8,6 +9,11 @@ use crate::intent::{Inbound, Ports, RedirectIntent};
 /// Where no server and no configuration is found.
 const DEFAULT: u16 = 22;
 const CONFIG: &str = "/etc/ssh/sshd_config";
+/// systemd's sockets, which it holds until somebody connects.
+const SOCKET_UNITS: &[&str] = &["ssh.socket", "sshd.socket"];
+/// Where their files are.
+const UNITS: &[&str] =
+    &["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 /// Programs that serve SSH, as the kernel names their processes (`sshd-session` holds a connection since OpenSSH 9.8).
 const SERVERS: &[&str] = &["sshd", "sshd-session", "sshd-auth", "dropbear"];
 /// States in `/proc/net/tcp`.
@@ -33,11 +39,12 @@ pub fn ports() -> Found {
         .flat_map(|table| table_ports(&table, &inodes))
         .collect();
     let (mut ports, mut evidence) = if open.is_empty() {
-        let configured = configured(Path::new(CONFIG), 0);
+        let mut configured = configured(Path::new(CONFIG), 0);
+        configured.extend(SOCKET_UNITS.iter().flat_map(|unit| activated(unit)));
         if configured.is_empty() {
             (BTreeSet::from([DEFAULT]), "no sshd found: its default port".to_owned())
         } else {
-            (configured, CONFIG.to_owned())
+            (configured, format!("{CONFIG} and the units of its sockets"))
         }
     } else {
         (open, "sockets of sshd".to_owned())
@@ -81,12 +88,13 @@ fn keep_one(inbound: &mut Inbound, port: u16) {
     }
 }
 
-/// The numbers of the sockets that processes of these names hold open.
+/// The numbers of the sockets that root's processes of these names hold open. Those of a session run as its user, who
+/// may listen on any port with `ssh -R`, and must not open it so.
 fn sockets_of(names: &[&str]) -> BTreeSet<u64> {
     let Ok(processes) = std::fs::read_dir("/proc") else { return BTreeSet::new() };
     let named = |process: &std::fs::DirEntry| {
         let comm = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        names.contains(&comm.trim_end())
+        names.contains(&comm.trim_end()) && process.metadata().is_ok_and(|process| process.uid() == 0)
     };
     let files = processes.flatten().filter(named).filter_map(|p| std::fs::read_dir(p.path().join("fd")).ok());
     let links = files.flatten().flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
@@ -112,6 +120,26 @@ fn table_ports(table: &str, inodes: &BTreeSet<u64>) -> BTreeSet<u16> {
 /// The local port in `SSH_CONNECTION` (client address and port, server address and port).
 fn session_port(connection: &str) -> Option<u16> {
     connection.split_whitespace().nth(3)?.parse().ok()
+}
+
+/// The ports of a socket unit that is switched on, in its file and what is dropped in beside it.
+fn activated(unit: &str) -> BTreeSet<u16> {
+    let enabled = Path::new("/etc/systemd/system/sockets.target.wants").join(unit);
+    if std::fs::symlink_metadata(enabled).is_err() {
+        return BTreeSet::new();
+    }
+    let dropped =
+        UNITS.iter().filter_map(|dir| std::fs::read_dir(Path::new(dir).join(format!("{unit}.d"))).ok());
+    let dropped = dropped.flatten().flatten().map(|file| file.path());
+    let files = UNITS.iter().map(|dir| Path::new(dir).join(unit)).chain(dropped);
+    let texts = files.filter_map(|file| std::fs::read_to_string(file).ok());
+    texts.flat_map(|text| listen_streams(&text)).collect()
+}
+
+/// The ports of `ListenStream=`: a port, or an address with one.
+fn listen_streams(text: &str) -> BTreeSet<u16> {
+    let values = text.lines().filter_map(|line| line.trim().strip_prefix("ListenStream="));
+    values.filter_map(|value| value.trim().rsplit(':').next()?.parse().ok()).collect()
 }
 
 /// The ports of `Port` and `ListenAddress`, in the file and in what it includes.
@@ -165,6 +193,12 @@ mod tests {
 
     fn ports(texts: &[&str]) -> Vec<Ports> {
         texts.iter().map(|t| t.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn systemd_may_hold_the_socket() {
+        let text = "[Socket]\nListenStream=\nListenStream=2222\nListenStream=[::]:2223\n ListenStream=0.0.0.0:2224\nAccept=no\n";
+        assert_eq!(listen_streams(text), BTreeSet::from([2222, 2223, 2224]));
     }
 
     #[test]

@@ -133,7 +133,12 @@ impl AgentSocket {
             if !is_root(&stream) {
                 continue;
             }
-            let Ok(permit) = Arc::clone(&callers).try_acquire_owned() else { continue };
+            let Ok(permit) = Arc::clone(&callers).try_acquire_owned() else {
+                // Who isn't told waits, or takes the agent for dead.
+                let busy = json!({ "error": format!("the agent answers {CALLERS} others; try again") });
+                let _ = stream.try_write(format!("{busy}\n").as_bytes());
+                continue;
+            };
             let parts = Arc::clone(&self.parts);
             tasks.spawn(async move {
                 let _permit = permit;

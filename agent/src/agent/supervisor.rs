@@ -287,7 +287,11 @@ impl Task {
             .map(|(id, _)| id.clone())
             .collect();
         for id in superfluous {
-            self.depart(&id, Vec::new());
+            self.depart(&id, desired.get(&id), Vec::new());
+        }
+        // Before any of them writes rules: those of one must not open its neighbours.
+        for (_, spec) in desired.iter().filter(|(id, _)| !self.is_leaving(id)) {
+            self.shared.redirects.expect(spec);
         }
         for (id, former) in remembered {
             let why = match desired.get(id) {
@@ -297,11 +301,7 @@ impl Task {
                 Some(_) => continue,
             };
             tracing::info!(workload = %id, "{why}; removing what a former agent left running");
-            self.depart_former(id, former.clone());
-        }
-        // Before any of them writes rules: those of one must not open its neighbours.
-        for (_, spec) in desired.iter().filter(|(id, _)| !self.is_leaving(id)) {
-            self.shared.redirects.expect(spec);
+            self.depart_former(id, former.clone(), desired.get(id));
         }
         for (id, spec) in desired {
             if self.is_leaving(&id) {
@@ -338,7 +338,8 @@ impl Task {
         self.leaving.get(id).is_some_and(|leaving| !leaving.stuck)
     }
 
-    fn depart(&mut self, id: &str, waiting: Vec<oneshot::Sender<bool>>) {
+    /// Takes a workload away. The rules stay for a `successor` in the same place: its traffic is never open between.
+    fn depart(&mut self, id: &str, successor: Option<&WorkloadSpec>, waiting: Vec<oneshot::Sender<bool>>) {
         let Some(running) = self.machines.remove(id) else {
             for answer in waiting {
                 let _ = answer.send(false);
@@ -347,20 +348,22 @@ impl Task {
         };
         let leaving = Leaving { status: running.machine.status(), uid: running.spec.uid, stuck: false };
         self.leaving.insert(id.to_owned(), leaving);
+        let keeps = |next: &WorkloadSpec| next.redirect.is_some() && next.netns == running.spec.netns;
+        let keep_redirect = successor.is_some_and(keeps);
         let id = id.to_owned();
         self.departures.spawn(async move {
-            let gone = running.machine.remove().await;
+            let gone = running.machine.remove(keep_redirect).await;
             (id, gone, waiting)
         });
     }
 
     /// Removes what a former agent left of a workload.
-    fn depart_former(&mut self, id: &str, mut spec: WorkloadSpec) {
+    fn depart_former(&mut self, id: &str, mut spec: WorkloadSpec, successor: Option<&WorkloadSpec>) {
         spec.origin = Origin::Orphan;
         self.shared.redirects.expect(&spec);
         let machine = Machine::start(Arc::clone(&self.shared), spec.clone());
         self.machines.insert(id.to_owned(), Running { spec, machine });
-        self.depart(id, Vec::new());
+        self.depart(id, successor, Vec::new());
     }
 
     /// Stops shims that belong to no workload any more.
@@ -386,7 +389,7 @@ impl Task {
                 let _ = answer.send(self.add(*spec));
             }
             Command::Remove { container, answer } => match self.cni.remove(&container) {
-                Some(spec) => self.depart(&spec.id(), vec![answer]),
+                Some(spec) => self.depart(&spec.id(), None, vec![answer]),
                 None => {
                     let _ = answer.send(false);
                 }
@@ -422,7 +425,7 @@ impl Task {
         let records = records::dir(&self.shared.config);
         for container in &gone {
             if let Some(spec) = self.cni.remove(container) {
-                self.depart(&spec.id(), Vec::new());
+                self.depart(&spec.id(), None, Vec::new());
             }
             records::remove(&records, container);
         }

@@ -64,18 +64,11 @@ fn caches(cache_dir: &Path) -> Vec<(String, String)> {
 /// plugin for them. Those that nobody has seen alive may be about to start, and stay.
 pub(super) fn tell_gone(run_dir: &Path, now: &Attachments, seen: &BTreeSet<String>) {
     let is_gone = |container: &&String| seen.contains(*container) && !now.alive.contains(*container);
-    if !now.sidecars.iter().any(|container| is_gone(&container)) {
-        return;
-    }
-    let valid: Vec<_> = now
-        .sidecars
-        .iter()
-        .filter(|c| !is_gone(c))
-        .map(|c| json!({"containerID": c, "ifname": "eth0"}))
-        .collect();
-    let request = json!({"cmd": "cni-gc", "valid_attachments": valid});
-    if let Err(error) = agent::ask(run_dir, &request, Duration::ZERO, PATIENCE) {
-        eprintln!("ursa-cni: the agent can't be told which pods have ended: {error}");
+    for container in now.sidecars.iter().filter(is_gone) {
+        let request = json!({"cmd": "cni-del", "container_id": container});
+        if let Err(error) = agent::ask(run_dir, &request, Duration::ZERO, PATIENCE) {
+            eprintln!("ursa-cni: the agent can't be told that {container} has ended: {error}");
+        }
     }
 }
 

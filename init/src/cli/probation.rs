@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::place::Place;
-use crate::confirm::{Guard, Probation, guard};
+use crate::confirm::{ConfirmError, Guard, Probation, guard};
 use crate::netns::Netns;
 
 /// Where what waits to be confirmed is kept.
@@ -66,12 +66,16 @@ impl RunDir {
         (status["state"] != "stopped" && name.starts_with("ursa-init")).then_some(pid)
     }
 
-    /// Rolls back what is overdue.
+    /// Rolls back what is overdue, and refuses to change anything while a change waits: what came on top of it would go
+    /// with it.
     pub(super) fn settle(&self, netns: &Netns) -> anyhow::Result<()> {
         if self.probation().settle(netns)? {
             eprintln!("ursa-init: a change that was never confirmed is rolled back first");
         }
-        Ok(())
+        match self.probation().pending(netns)? {
+            None => Ok(()),
+            Some(left) => Err(ConfirmError::Pending(left.as_secs() + 1).into()),
+        }
     }
 }
 

@@ -63,7 +63,8 @@ fn a_refusal_outlives_agent_and_envoy_and_ends_with_a_good_version() {
     // The agent dies: its successor finds out again, and says so.
     let refusals = |pair: &Pair| {
         let log = std::fs::read_to_string(pair.control.daemon.log()).unwrap_or_default();
-        log.matches("Envoy refused a resource").count()
+        let of_web = |line: &&str| line.contains(r#""dataplane":"web""#);
+        log.lines().filter(|line| line.contains("Envoy refused a resource")).filter(of_web).count()
     };
     let before = refusals(&pair);
     pair.node_a.agent.kill();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::agent::status::BrokenFile;
-use crate::agent::workload::{Origin, WorkloadSpec, redirect_of};
+use crate::agent::workload::{Origin, WorkloadSpec, redirect_of, same_namespace};
 
 /// Of those who can't share their namespace, keeps what is there already, or else the first. One that runs goes on as
 /// it is, because its traffic would be open without it; one that is new doesn't start.
@@ -40,7 +40,7 @@ fn fits(kept: &BTreeMap<String, WorkloadSpec>, spec: &WorkloadSpec) -> Result<()
     if spec.redirect.is_none() {
         return Ok(());
     }
-    let neighbours = kept.values().filter(|other| other.redirect.is_some() && other.netns == spec.netns);
+    let neighbours = kept.values().filter(|other| other.redirect.is_some() && same_namespace(other, spec));
     let all: Vec<&WorkloadSpec> = neighbours.chain([spec]).collect();
     if all.len() == 1 { Ok(()) } else { redirect_of(&all).map(drop) }
 }

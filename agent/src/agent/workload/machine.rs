@@ -8,6 +8,7 @@ mod progress;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::net::UnixListener;
@@ -65,6 +66,7 @@ pub struct Machine {
     specs: watch::Sender<Arc<WorkloadSpec>>,
     status: watch::Receiver<WorkloadStatus>,
     leave: CancellationToken,
+    keep_redirect: Arc<AtomicBool>,
     detach: CancellationToken,
     /// Whether nothing of the workload is left.
     task: JoinHandle<bool>,
@@ -77,7 +79,8 @@ impl Machine {
         let spec = Arc::new(spec);
         let (specs, spec_watch) = watch::channel(Arc::clone(&spec));
         let (status_sender, status) = watch::channel(initial_status(&spec));
-        let life = Life::new(shared, spec, spec_watch, status_sender);
+        let keep_redirect = Arc::new(AtomicBool::new(false));
+        let life = Life::new(shared, spec, spec_watch, status_sender, Arc::clone(&keep_redirect));
         let task = tokio::spawn({
             let (leave, detach) = (leave.clone(), detach.clone());
             async move {
@@ -87,7 +90,7 @@ impl Machine {
                 }
             }
         });
-        Self { specs, status, leave, detach, task }
+        Self { specs, status, leave, keep_redirect, detach, task }
     }
 
     /// The workload's description has changed in a way that a running shim can follow.
@@ -100,8 +103,10 @@ impl Machine {
         self.status.clone()
     }
 
-    /// Drains, stops and removes everything of the workload. Returns whether that succeeded.
-    pub async fn remove(self) -> bool {
+    /// Drains, stops and removes everything of the workload, except the redirect where a successor takes that over.
+    /// Returns whether that succeeded.
+    pub async fn remove(self, keep_redirect: bool) -> bool {
+        self.keep_redirect.store(keep_redirect, Ordering::Relaxed);
         self.leave.cancel();
         self.task.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a workload's task failed while it was removed");
@@ -136,6 +141,7 @@ struct Life {
     spec: Arc<WorkloadSpec>,
     specs: watch::Receiver<Arc<WorkloadSpec>>,
     status: watch::Sender<WorkloadStatus>,
+    keep_redirect: Arc<AtomicBool>,
     cache: Arc<Cache>,
     registration: watch::Sender<Registration>,
     upstream_error: watch::Sender<Option<String>>,
@@ -160,8 +166,10 @@ impl Life {
         spec: Arc<WorkloadSpec>,
         specs: watch::Receiver<Arc<WorkloadSpec>>,
         status: watch::Sender<WorkloadStatus>,
+        keep_redirect: Arc<AtomicBool>,
     ) -> Self {
         Self {
+            keep_redirect,
             id: spec.id(),
             shared,
             spec,

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ursa_init::netns::Netns;
 use ursa_init::{Applied, Plan, RedirectIntent};
 
 use super::WorkloadSpec;
@@ -117,9 +118,15 @@ impl Redirects {
     /// The rules of all that live in the same namespace; `None` when nobody does.
     fn plan_of(&self, spec: &WorkloadSpec) -> Result<Option<Plan>, String> {
         let specs = lock(&self.specs);
-        let here: Vec<_> = specs.values().filter(|other| other.netns == spec.netns).collect();
+        let here: Vec<_> = specs.values().filter(|other| same_namespace(other, spec)).collect();
         if here.is_empty() { Ok(None) } else { plan(&here).map(Some) }
     }
+}
+
+/// Whether two workloads live in one network namespace, by whichever of its names.
+pub fn same_namespace(one: &WorkloadSpec, other: &WorkloadSpec) -> bool {
+    let id = |spec: &WorkloadSpec| spec.netns.as_deref().and_then(|path| inode(path).ok());
+    one.netns == other.netns || id(one).is_some_and(|found| id(other) == Some(found))
 }
 
 /// A map that is read and written whole is right even if somebody died while holding it.
@@ -132,7 +139,10 @@ fn within<T: Send>(
     work: impl FnOnce() -> Result<T, ursa_init::Error> + Send,
 ) -> Result<T, String> {
     let done = match netns {
-        Some(path) => ursa_init::in_netns(path, work).and_then(|done| done),
+        // What was the workload's may be another's by now: a path below /proc is used again.
+        Some(path) => Netns::open(path)
+            .and_then(|netns| netns.refuse_own_or_host().map(|()| netns))
+            .and_then(|netns| netns.run(work)?),
         None => work(),
     };
     done.map_err(|error| error.with_causes())

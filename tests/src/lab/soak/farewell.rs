@@ -45,16 +45,19 @@ pub fn leave(pair: &mut Pair) -> anyhow::Result<()> {
         ensure!(now.len() >= plain.len(), "{} has lost routes or addresses: {now:?}", host.netns);
     }
     for node in [&pair.node_a, &pair.node_b] {
-        // The node's own identity stays for its next agent, and logs stay for people.
-        for (dir, kept) in [(node.run_dir(), &["w", "log"][..]), (node.state_dir(), &["w", "node"])] {
+        // The node's own identity and what it knows of pods stay for its next agent, and logs stay for people.
+        let run = (node.run_dir(), &["w", "log", "cni"][..]);
+        for (dir, kept) in [run, (node.state_dir(), &["w", "node", "decisions.json"])] {
             for entry in std::fs::read_dir(&dir)?.flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 if !kept.contains(&name.as_str()) {
                     left.push(entry.path().display().to_string());
                 }
             }
-            let workloads = std::fs::read_dir(dir.join("w"))?.flatten();
-            left.extend(workloads.map(|entry| entry.path().display().to_string()));
+            for of_each in ["w", "cni"].map(|name| dir.join(name)).iter().filter(|dir| dir.exists()) {
+                let entries = std::fs::read_dir(of_each)?.flatten();
+                left.extend(entries.map(|entry| entry.path().display().to_string()));
+            }
         }
     }
     if pair.control.socket.exists() {

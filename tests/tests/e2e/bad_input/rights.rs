@@ -5,9 +5,10 @@ use std::process::Command;
 
 use ursa_tests::lab::Programs;
 use ursa_tests::lab::daemon::Daemon;
-use ursa_tests::lab::mesh;
+use ursa_tests::lab::pair::SOON;
+use ursa_tests::lab::{mesh, wait};
 
-use super::{complains, differences, ground, network, refused};
+use super::{differences, ground, network, refused};
 
 /// A command as an ordinary user, in a namespace.
 fn as_nobody(netns: &Path, program: &Path) -> Command {
@@ -77,20 +78,27 @@ fn no_nf_tables() {
     let mut ground = ground();
     let host = ground.lab.net.host("web").unwrap();
     let before = network(&host);
-    let app = ground.lab.programs.path("lab-app");
+    let programs: Programs = ground.lab.programs.clone();
+    let app = programs.path("lab-app");
     let without = |program: &str| {
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net={}", host.path().display()))
             .arg(&app)
             .arg("without-nf-tables")
-            .arg(ground.lab.programs.path(program));
+            .arg(programs.path(program));
         command
     };
     let words = ["kernel", "lacks nf_tables", "modprobe", "Protocol not supported"];
-    refused(without("ursa-init").args(["apply", "--proxy-uid", "5678"]), "", 1, &words);
-    refused(without("ursa-init").arg("show"), "", 1, &words);
+    let asked = ["apply", "--proxy-uid", "5678", "--backend", "nftables"];
+    refused(without("ursa-init").args(asked), "", 1, &words);
     assert_eq!(network(&host), before);
+    // Where nobody asked for it, iptables' old tables take its place, and all of it goes again.
+    let done = |args: &[&str]| mesh::run(without("ursa-init").args(args), "").unwrap();
+    done(&["apply", "--proxy-uid", "5678"]);
+    assert!(done(&["show"]).contains("URSA_"));
+    done(&["remove"]);
+    assert_eq!((done(&["show"]).as_str(), network(&host)), ("", before.clone()));
     // The filter stands for the kernel and for nothing else: the same namespace without it takes the rules.
     let init = ground.lab.programs.path("ursa-init");
     let applied = |verb: &[&str]| {
@@ -106,9 +114,15 @@ fn no_nf_tables() {
     let run = ["run".into(), "--config".into(), node.config.display().to_string()];
     let args = args.into_iter().chain(run).collect();
     node.agent =
-        Daemon::start("ursa-agent", &node.host, app, args, Vec::new(), ground.lab.log("node")).unwrap();
+        Daemon::start("ursa-agent", &node.host, app.clone(), args, Vec::new(), ground.lab.log("node"))
+            .unwrap();
     node.add("web", &host).unwrap();
-    complains(&node, &["lacks nf_tables", "modprobe", "nothing of it is left half done"]);
-    assert_eq!(network(&host), before);
-    assert!(host.running("ursa-shim").is_empty() && host.running("envoy").is_empty());
+    node.wait_ready("web", SOON).unwrap();
+    assert!(done(&["show"]).contains("URSA_"));
+    node.remove("web").unwrap();
+    wait::until("web's redirect to go", SOON, || match network(&host) {
+        now if now == before => Ok(()),
+        now => Err(now.join("\n")),
+    })
+    .unwrap();
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Life;
@@ -41,6 +42,9 @@ impl Life {
 
     async fn end(&self, drain: Duration) -> Result<(), String> {
         self.shared.launcher.stop(&self.id, drain).await.map_err(|error| chain(&error))?;
+        if self.keep_redirect.load(Ordering::Relaxed) {
+            return Ok(()); // for the successor, whose traffic it keeps closed until then
+        }
         // Last: until here the rules keep the traffic closed.
         self.shared.redirects.remove(&self.spec).await
     }
