@@ -205,9 +205,8 @@ fn the_agent_hears_of_pods_that_ended_without_the_plugin() {
             let mut line = String::new();
             BufReader::new(&stream).read_line(&mut line).unwrap();
             let request: Value = serde_json::from_str(&line).unwrap();
-            if request["cmd"] == "cni-gc" {
-                let valid = request["valid_attachments"].as_array().unwrap();
-                sidecars.retain(|c| valid.iter().any(|v| v["containerID"] == c.as_str()));
+            if request["cmd"] == "cni-del" {
+                sidecars.retain(|c| request["container_id"] != c.as_str());
                 let _ = tell.send(sidecars.clone());
             }
             let workloads: Vec<_> =
