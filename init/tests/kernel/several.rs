@@ -159,11 +159,11 @@ fn a_slice_tells_a_workload_and_its_end_opens_nothing() {
     std::fs::write(&document, serde_json::to_string(&intent).unwrap()).unwrap();
     let mut watch = Command::new(env!("CARGO_BIN_EXE_ursa-init"))
         .args(["watch", "--netns", host.path().to_str().unwrap(), "--config", document.to_str().unwrap()])
-        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
     let mut ready = String::new();
-    BufReader::new(watch.stdout.as_mut().unwrap()).read_line(&mut ready).unwrap();
+    BufReader::new(watch.stderr.as_mut().unwrap()).read_line(&mut ready).unwrap();
     assert!(ready.contains("watched"), "{ready}");
     drop(slice);
     let slice = Slice::new(&name);
