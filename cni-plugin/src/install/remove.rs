@@ -121,6 +121,7 @@ fn wait(layout: &Layout, patience: Duration, settle: bool, told: &mut impl FnMut
 fn wait_for_cache(cache_dir: &Path, pause: Duration) {
     let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX);
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC).ok();
+    // Where the user has no inotify left, the clock is all there is.
     let Some(inotify) = inotify else { return std::thread::sleep(pause) };
     let flags = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE;
     let _ = inotify.add_watch(&cache_dir.join("results"), flags);

@@ -67,7 +67,7 @@ impl Drop for Watch {
     }
 }
 
-/// Waits until something is so.
+/// Waits until something is so. What is waited for is the work of another process on files that come and go.
 #[track_caller]
 fn until(what: &str, mut so: impl FnMut() -> bool) {
     let start = Instant::now();

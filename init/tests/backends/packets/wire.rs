@@ -84,6 +84,7 @@ impl Tracking {
                 Ok(len) => all.extend(tracked(&buffer[..len])),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
                     assert!(start.elapsed() < PATIENCE, "the last packet never passed");
+                    // The socket is the library's, which has no wait with a deadline.
                     std::thread::sleep(Duration::from_micros(50));
                 }
                 Err(e) => panic!("connection tracking: {e}"),

@@ -136,6 +136,7 @@ impl Storm {
                 } else if count > 0 {
                     break usize::try_from(random(count)).ok().and_then(|at| at_work.get(at).copied());
                 }
+                // No event tells that a runtime has started a plugin.
                 std::thread::sleep(Duration::from_millis(10));
             };
             if victim.is_some_and(|pid| kill_pid(pid).is_ok()) {
