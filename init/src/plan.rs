@@ -179,8 +179,9 @@ pub enum Match {
     ConnectionMark(u32),
     /// The packet belongs to no connection and can't begin one.
     InvalidConnection,
-    /// The packet begins a connection.
-    NewConnection,
+    /// The packet asks for a connection: SYN without ACK, whatever connection tracking takes it for. The rule must match
+    /// TCP too.
+    Syn,
 }
 
 /// What a rule does with a packet that matches.
@@ -237,7 +238,7 @@ impl fmt::Display for Match {
             Self::Mark(mark) => write!(f, "meta mark {mark:#x}"),
             Self::ConnectionMark(mark) => write!(f, "ct mark {mark:#x}"),
             Self::InvalidConnection => f.write_str("ct state invalid"),
-            Self::NewConnection => f.write_str("ct state new"),
+            Self::Syn => f.write_str("tcp flags & (syn | ack) == syn"),
         }
     }
 }

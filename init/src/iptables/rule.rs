@@ -29,7 +29,8 @@ pub(super) struct Matching {
     destination_port: Option<Ports>,
     local: bool,
     invalid: bool,
-    new: bool,
+    /// Whether the packet asks for a connection; `None` where that doesn't matter.
+    syn: Option<bool>,
     /// `(option, negated, value)` of the owner match; may stand several times.
     owners: Vec<String>,
     cgroups: Vec<Cgroup>,
@@ -84,6 +85,9 @@ impl Matching {
         if ports && !matches!(out.protocol, Some(Protocol::Tcp | Protocol::Udp)) {
             return Err(inexpressible(matches, "a port without its protocol"));
         }
+        if out.syn.is_some() && out.protocol != Some(Protocol::Tcp) {
+            return Err(inexpressible(matches, "TCP's flags without TCP"));
+        }
         Ok(Some(out))
     }
 
@@ -116,10 +120,7 @@ impl Matching {
                 self.invalid = true;
                 Some(())
             }
-            Match::NewConnection => {
-                self.new = true;
-                Some(())
-            }
+            Match::Syn => narrow(&mut self.syn, &true, same),
             Match::Uid(ids) => self.owner("--uid-owner", *ids),
             Match::Gid(ids) => self.owner("--gid-owner", *ids),
             Match::NotGid(ids) => {
@@ -175,7 +176,7 @@ impl Matching {
             (None, None) => {}
         }
         let transport = if self.protocol == Some(Protocol::Udp) { "udp" } else { "tcp" };
-        if self.source_port.is_some() || self.destination_port.is_some() {
+        if self.source_port.is_some() || self.destination_port.is_some() || self.syn.is_some() {
             put("-m", &transport);
         }
         for (option, span) in [("--sport", self.source_port), ("--dport", self.destination_port)] {
@@ -187,11 +188,12 @@ impl Matching {
                 }
             }
         }
-        for (wanted, option) in [
-            (self.local, "addrtype --dst-type LOCAL"),
-            (self.invalid, "conntrack --ctstate INVALID"),
-            (self.new, "conntrack --ctstate NEW"),
-        ] {
+        if let Some(syn) = self.syn {
+            put(if syn { "--tcp-flags" } else { "! --tcp-flags" }, &"SYN,ACK SYN");
+        }
+        for (wanted, option) in
+            [(self.local, "addrtype --dst-type LOCAL"), (self.invalid, "conntrack --ctstate INVALID")]
+        {
             if wanted {
                 put("-m", &option);
             }
@@ -253,13 +255,20 @@ pub(super) fn lines(
         Action::Redirect(_) | Action::Tproxy(_) if !transport => {
             Err(inexpressible(&rule.matches, "a port to send to without a protocol"))
         }
+        Action::Tproxy(_) if matching.protocol != Some(Protocol::Tcp) => {
+            Err(inexpressible(&rule.matches, "to hand over what isn't TCP"))
+        }
         Action::Redirect(port) => one(&format!("-j REDIRECT --to-ports {port}")),
         // iptables drops what no transparent socket takes, but connections that are older than the rules stay with
-        // the application. What has a socket finds it without being handed over. The packet's mark stays as it is.
-        Action::Tproxy(port) => Ok(vec![
-            line(None, "-m conntrack ! --ctstate NEW -m socket -j RETURN"),
-            line(None, &format!("-j TPROXY --on-port {port} --tproxy-mark 0x0/0x0")),
-        ]),
+        // the application. What has a socket finds it without being handed over, unless it asks for a connection: then
+        // the socket is the application's that listens. The packet's mark stays as it is.
+        Action::Tproxy(port) => {
+            let goes_on = Matching { syn: Some(false), ..matching.clone() }.text(None);
+            Ok(vec![
+                format!("{goes_on}{comment} -m socket -j RETURN"),
+                line(None, &format!("-j TPROXY --on-port {port} --tproxy-mark 0x0/0x0")),
+            ])
+        }
         Action::Zone(zone) => one(&format!("-j CT --zone {zone}")),
         Action::SaveMark => one("-j CONNMARK --save-mark"),
         Action::RestoreMark => one("-j CONNMARK --restore-mark"),

@@ -113,7 +113,9 @@ fn a_rule_means_the_same_however_it_is_printed() {
     let differ =
         |a: &str, b: &str| assert_ne!(canonical(a, Comments::Compare), canonical(b, Comments::Compare));
     differ("! -p tcp -j DROP", "-p tcp -j DROP");
-    differ("-m conntrack ! --ctstate NEW -m socket -j DROP", "-m conntrack ! --ctstate NEW -j DROP");
+    differ("-m tcp ! --tcp-flags SYN,ACK SYN -m socket -j DROP", "-m tcp ! --tcp-flags SYN,ACK SYN -j DROP");
+    differ("-m tcp --tcp-flags SYN,ACK SYN -j DROP", "-m tcp ! --tcp-flags SYN,ACK SYN -j DROP");
+    differ("-m tcp --tcp-flags SYN,ACK SYN -j DROP", "-m tcp --tcp-flags SYN,ACK SYN,ACK -j DROP");
     differ("-m comment --comment a -j DROP", "-m comment --comment b -j DROP");
     differ("-g URSA_X", "-j URSA_X");
     assert_eq!(

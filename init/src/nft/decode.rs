@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::expr::{self, Base, CT_STATE_INVALID, CT_STATE_NEW, Cmp, CtKey, Expr, MetaKey, Verdict};
+use super::expr::{
+    self, Base, CT_STATE_INVALID, Cmp, CtKey, Expr, MetaKey, SYN, SYN_ACK, TCP_FLAGS, Verdict,
+};
 use super::ruleset::{HookDef, Ruleset, TableFamily};
 use crate::cgroup;
 use crate::intent::{Ids, Interface, Ports};
@@ -102,6 +104,12 @@ fn one(exprs: &[Expr]) -> Option<(Match, usize)> {
                 _ => return None,
             }
         }
+        [
+            Expr::Payload { base: Base::Transport, offset: TCP_FLAGS, len: 1 },
+            Expr::Mask(mask),
+            Expr::Cmp(Cmp::Eq, flags),
+            ..,
+        ] if mask[..] == [SYN_ACK] && flags[..] == [SYN] => (Match::Syn, 3),
         [Expr::Payload { base: Base::Transport, offset, len: 2 }, rest @ ..] => {
             let (ports, used) = match rest {
                 [Expr::Cmp(Cmp::Eq, port), ..] => (Ports::one(be16(port)?), 2),
@@ -155,11 +163,11 @@ fn one(exprs: &[Expr]) -> Option<(Match, usize)> {
         }
         [Expr::Meta(MetaKey::Mark), Expr::Cmp(Cmp::Eq, mark), ..] => (Match::Mark(ne32(mark)?), 2),
         [Expr::Ct(CtKey::Mark), Expr::Cmp(Cmp::Eq, mark), ..] => (Match::ConnectionMark(ne32(mark)?), 2),
-        [Expr::Ct(CtKey::State), Expr::Mask(states), Expr::Cmp(Cmp::Neq, _), ..] => match ne32(states)? {
-            CT_STATE_INVALID => (Match::InvalidConnection, 3),
-            CT_STATE_NEW => (Match::NewConnection, 3),
-            _ => return None,
-        },
+        [Expr::Ct(CtKey::State), Expr::Mask(states), Expr::Cmp(Cmp::Neq, _), ..]
+            if ne32(states) == Some(CT_STATE_INVALID) =>
+        {
+            (Match::InvalidConnection, 3)
+        }
         _ => return None,
     })
 }

@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::expr::{Base, CT_STATE_INVALID, CT_STATE_NEW, Cmp, CtKey, Expr, MetaKey, Verdict};
+use super::expr::{Base, CT_STATE_INVALID, Cmp, CtKey, Expr, MetaKey, SYN, SYN_ACK, TCP_FLAGS, Verdict};
 use super::ruleset::{ChainDef, RuleDef, Ruleset, TableFamily};
 use crate::cgroup::Cgroups;
 use crate::intent::{Ids, Interface, Ports};
@@ -166,8 +166,16 @@ fn matches(matches: &[Match], cgroups: &Cgroups) -> Vec<Expr> {
             Match::ConnectionMark(mark) => {
                 out.extend([Expr::Ct(CtKey::Mark), Expr::Cmp(Cmp::Eq, mark.to_ne_bytes().to_vec())]);
             }
-            Match::InvalidConnection => connection(&mut out, CT_STATE_INVALID),
-            Match::NewConnection => connection(&mut out, CT_STATE_NEW),
+            Match::InvalidConnection => out.extend([
+                Expr::Ct(CtKey::State),
+                Expr::Mask(CT_STATE_INVALID.to_ne_bytes().to_vec()),
+                Expr::Cmp(Cmp::Neq, vec![0; 4]),
+            ]),
+            Match::Syn => out.extend([
+                Expr::Payload { base: Base::Transport, offset: TCP_FLAGS, len: 1 },
+                Expr::Mask(vec![SYN_ACK]),
+                Expr::Cmp(Cmp::Eq, vec![SYN]),
+            ]),
         }
     }
     out
@@ -175,13 +183,6 @@ fn matches(matches: &[Match], cgroups: &Cgroups) -> Vec<Expr> {
 
 fn equal(key: MetaKey, value: Vec<u8>) -> [Expr; 2] {
     [Expr::Meta(key), Expr::Cmp(Cmp::Eq, value)]
-}
-
-/// The connection is in one of the states.
-fn connection(out: &mut Vec<Expr>, states: u32) {
-    let any = [Expr::Mask(states.to_ne_bytes().to_vec()), Expr::Cmp(Cmp::Neq, vec![0; 4])];
-    out.push(Expr::Ct(CtKey::State));
-    out.extend(any);
 }
 
 /// Ids are numbers in the host's order; a range compares bytes, so they are turned round first.

@@ -153,6 +153,6 @@ fn holds(m: &Match, packet: &Packet) -> bool {
         Match::Mark(mark) => packet.mark == *mark,
         Match::ConnectionMark(mark) => packet.connection_mark == *mark,
         Match::InvalidConnection => packet.invalid,
-        Match::NewConnection => !packet.invalid,
+        Match::Syn => packet.protocol == Some(Protocol::Tcp) && !packet.invalid,
     }
 }

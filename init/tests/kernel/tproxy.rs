@@ -2,8 +2,10 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use ursa_init::intent::{Inbound, InboundMode, RedirectIntent};
@@ -177,5 +179,121 @@ fn a_lost_rule_is_seen_and_repaired() {
         assert_eq!(lines.len(), 1, "{lose}: {lines:?}");
         assert!(web.run(|| ursa_init::apply(&plan)).unwrap().changed());
         assert_eq!(seen(&stranger, None, "10.77.0.1:8080"), Ok("10.77.0.2".to_owned()), "{lose}");
+    }
+}
+
+/// A call without a further word: the address that the application saw, or why there was none. Its port is the
+/// client's own choice.
+fn call_from_port(from: &Namespace, port: u16, to: &str) -> Result<String, std::io::ErrorKind> {
+    let to: SocketAddr = to.parse().unwrap();
+    from.run(|| {
+        let socket = same_port(to, port);
+        // iptables discards, and then this is how long it takes.
+        socket.connect_timeout(&to.into(), Duration::from_secs(1)).map_err(|e| e.kind())?;
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut text = String::new();
+        TcpStream::from(socket).read_to_string(&mut text).map_err(|e| e.kind())?;
+        Ok(text)
+    })
+}
+
+fn same_port(to: SocketAddr, port: u16) -> Socket {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    socket.bind(&SocketAddr::new(any, port).into()).unwrap();
+    socket
+}
+
+fn nft(of: &Namespace, command: &str) {
+    assert!(of.run(|| Command::new("nft").arg(command).status()).unwrap().success(), "{command}");
+}
+
+/// The ends of connections get lost on the way: as when a machine loses its power, or a client means harm.
+fn lose_the_ends(of: &Namespace) {
+    let chain = "type filter hook output priority -400; tcp flags & (fin|rst) != 0 drop;";
+    nft(of, &format!("table inet loss {{ chain out {{ {chain} }}; }}"));
+}
+
+fn a_port_used_again_is_refused_by(backend: Backend) {
+    const PORT: u16 = 40000;
+    let (web, stranger) = Namespace::pair();
+    // iptables finds a socket that listens on the very address, and nftables one that listens on all.
+    for address in ["10.77.0.1", "fd77::1"] {
+        let to = SocketAddr::new(address.parse().unwrap(), 8080);
+        let listener = web.run(|| TcpListener::bind(to)).unwrap();
+        thread::spawn(move || listener.incoming().flatten().for_each(|mut s| drop(s.write_all(b"open"))));
+    }
+    web.run(|| ursa_init::apply_with(&Plan::compile(&intent()).unwrap(), backend)).unwrap();
+    for to in ["10.77.0.1:8080", "[fd77::1]:8080"] {
+        let to_ip: SocketAddr = to.parse().unwrap();
+        // A transparent proxy takes the connection, and both ends go without a word that arrives.
+        let client = {
+            let listener: TcpListener = web.run(|| {
+                let socket = transparent(&to_ip.ip());
+                let any: IpAddr =
+                    if to_ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+                socket.bind(&SocketAddr::new(any, 15006).into()).unwrap();
+                socket.listen(16).unwrap();
+                socket.into()
+            });
+            let client = stranger.run(|| {
+                let socket = same_port(to_ip, PORT);
+                socket.connect_timeout(&to_ip.into(), PATIENCE).unwrap();
+                socket
+            });
+            let taken = Socket::from(listener.accept().unwrap().0);
+            for (ns, socket) in [(&web, &taken), (&stranger, &client)] {
+                lose_the_ends(ns);
+                socket.set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            client
+        };
+        drop(client);
+        for ns in [&web, &stranger] {
+            nft(ns, "delete table inet loss");
+        }
+        // For connection tracking this is the old connection.
+        assert!(call_from_port(&stranger, PORT, to).is_err(), "{backend}: {to} reached the application");
+    }
+}
+
+#[test]
+fn a_port_used_again_is_refused() {
+    a_port_used_again_is_refused_by(Backend::Nftables);
+}
+
+#[test]
+fn a_port_used_again_is_refused_with_iptables() {
+    a_port_used_again_is_refused_by(Backend::IptablesNft);
+}
+
+#[test]
+fn a_port_used_again_is_refused_with_old_iptables() {
+    a_port_used_again_is_refused_by(Backend::IptablesLegacy);
+}
+
+fn an_older_connection_stays_by(backend: Backend) {
+    let (web, stranger) = Namespace::pair();
+    for address in ["10.77.0.1", "fd77::1"] {
+        let at = SocketAddr::new(address.parse().unwrap(), 8080);
+        let listener = web.run(|| TcpListener::bind(at)).unwrap();
+        let mut client = stranger.run(|| TcpStream::connect_timeout(&at, PATIENCE)).unwrap();
+        let mut server = listener.accept().unwrap().0;
+        assert!(
+            web.run(|| ursa_init::apply_with(&Plan::compile(&intent()).unwrap(), backend)).unwrap().changed()
+        );
+        client.write_all(b"still there?").unwrap();
+        server.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut heard = [0; 12];
+        server.read_exact(&mut heard).unwrap_or_else(|e| panic!("{backend}: {at}: {e}"));
+        assert!(web.run(ursa_init::remove).unwrap());
+    }
+}
+
+#[test]
+fn an_older_connection_stays() {
+    // Nothing has tracked connections here before.
+    for backend in [Backend::Nftables, Backend::IptablesNft, Backend::IptablesLegacy] {
+        an_older_connection_stays_by(backend);
     }
 }

@@ -102,9 +102,10 @@ pub(super) fn ports(scope: &Scope<'_>, name: &'static str, to_proxy: &Action) ->
     for (matches, reason) in included {
         rules.add(matches.clone(), to_proxy.clone(), reason);
         if let Action::Tproxy(_) = to_proxy {
-            // Connections that are older than the rules stay with the application.
-            let new = matches.into_iter().chain([Match::NewConnection]);
-            rules.add(new, Action::Reject, "no transparent proxy listens");
+            // Connections that are older than the rules stay with the application. What begins one is told by its flags
+            // and not by connection tracking, which takes a port that a client uses again for the old connection.
+            let syn = matches.into_iter().chain([Match::Syn]);
+            rules.add(syn, Action::Reject, "no transparent proxy listens");
         }
     }
     rules.named(scope.chain(name))
