@@ -9,6 +9,7 @@ use clap::Args;
 use super::place::Place;
 use crate::confirm::{ConfirmError, Guard, Probation, guard};
 use crate::netns::Netns;
+use crate::watch::owner::{self, Claim, OwnerError};
 
 /// Where what waits to be confirmed is kept.
 #[derive(Debug, Clone, Args)]
@@ -55,6 +56,11 @@ fn duration(text: &str) -> Result<Duration, String> {
 impl RunDir {
     pub(super) fn probation(&self) -> Probation {
         Probation::new(&self.run_dir)
+    }
+
+    /// Takes the say over the namespace's redirect.
+    pub(super) fn claim(&self, netns: &Netns) -> Result<Claim, OwnerError> {
+        owner::claim(&self.run_dir, netns)
     }
 
     /// The process that watches the host's redirect, as it says itself.

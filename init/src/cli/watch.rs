@@ -58,6 +58,8 @@ pub(super) fn run(place: &Place, options: &Options, arguments: &Arguments) -> an
         plan(intent).map_err(|error| error.to_string())
     };
     arguments.run_dir.settle(&netns)?;
+    // From here on the agent leaves this namespace to us.
+    let _claim = arguments.run_dir.claim(&netns)?;
     let tell = |message: &str| eprintln!("ursa-init: {message}");
     let watch = Watch {
         plan: first,

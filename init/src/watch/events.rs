@@ -1,16 +1,14 @@
-//! What the kernel tells about rules, routes, and signals.
+//! What the kernel tells about rules and routes of a namespace.
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use netlink_sys::Socket;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::netlink::{attribute, be32, text};
 
@@ -30,7 +28,7 @@ const HEADER: usize = 16;
 const NFGEN: usize = 4;
 
 /// A program that changed rules.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Its process id (more exactly, its thread's).
     pub pid: u32,
@@ -44,75 +42,59 @@ impl fmt::Display for Process {
     }
 }
 
-/// What happened.
-pub(super) enum Event {
-    /// Rules or routes changed; perhaps known by whom.
-    Changed(Option<Process>),
-    /// Nothing for the whole wait.
-    Quiet,
-    /// SIGHUP.
-    Reload,
-    /// SIGTERM or SIGINT.
-    Stop,
+/// Rules or routes changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// By whom, if the kernel said so.
+    pub by: Option<Process>,
 }
 
-/// The subscriptions of the calling thread's namespace.
-pub(super) struct Events {
+/// The subscriptions of a namespace. They keep it alive.
+#[derive(Debug)]
+pub struct Events {
     rules: Option<Socket>,
     routes: Socket,
-    signals: SignalFd,
-    /// Our own thread, whose changes are no news.
-    own: u32,
-}
-
-pub(super) fn signals() -> SigSet {
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect()
+    /// The thread whose changes are no news.
+    own: AtomicU32,
 }
 
 impl Events {
-    pub(super) fn open() -> io::Result<Self> {
+    /// Subscribes in the calling thread's namespace.
+    pub fn open() -> io::Result<Self> {
         // Without nf_tables there is nothing that it could tell.
         let rules = match subscribe(NETLINK_NETFILTER, &[RULES]) {
             Err(error) if error.raw_os_error() == Some(nix::libc::EPROTONOSUPPORT) => None,
             subscribed => Some(subscribed?),
         };
-        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        Ok(Self {
-            rules,
-            routes: subscribe(NETLINK_ROUTE, &ROUTES)?,
-            signals: SignalFd::with_flags(&signals(), flags)?,
-            own: u32::try_from(nix::unistd::gettid().as_raw()).unwrap_or_default(),
+        let events = Self { rules, routes: subscribe(NETLINK_ROUTE, &ROUTES)?, own: AtomicU32::default() };
+        events.own();
+        Ok(events)
+    }
+
+    /// From now on the changes of the calling thread are no news.
+    pub(super) fn own(&self) {
+        let thread = u32::try_from(nix::unistd::gettid().as_raw()).unwrap_or_default();
+        self.own.store(thread, Ordering::Relaxed);
+    }
+
+    /// What becomes readable when there is news.
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.rules.iter().chain([&self.routes]).map(Socket::as_fd)
+    }
+
+    /// Takes what was told until now; `None` when that was nothing, or only our own doing. May wait for the end of a
+    /// commit that is being told.
+    pub fn take(&self) -> io::Result<Option<Change>> {
+        let mut news = false;
+        drain(&self.routes, |_| news = true)?;
+        Ok(match self.commit()? {
+            Commit::Foreign(by) => Some(Change { by }),
+            Commit::Nothing | Commit::Own => news.then_some(Change { by: None }),
         })
     }
 
-    /// Waits for the next event that isn't our own doing.
-    pub(super) fn wait(&mut self, at_most: Duration) -> io::Result<Event> {
-        let deadline = Instant::now() + at_most;
-        loop {
-            if !self.readable(deadline.saturating_duration_since(Instant::now()))? {
-                return Ok(Event::Quiet);
-            }
-            if let Some(signal) = self.signals.read_signal()? {
-                let hangup = signal.ssi_signo == Signal::SIGHUP as u32;
-                return Ok(if hangup { Event::Reload } else { Event::Stop });
-            }
-            let mut news = false;
-            drain(&mut self.routes, |_| news = true)?;
-            let by = match self.commit()? {
-                Commit::Nothing | Commit::Own => None,
-                Commit::Foreign(by) => {
-                    news = true;
-                    by
-                }
-            };
-            if news {
-                return Ok(Event::Changed(by));
-            }
-        }
-    }
-
     /// Who changed rules just now, for a change that was found before it was told.
-    pub(super) fn author(&mut self) -> io::Result<Option<Process>> {
+    pub(super) fn author(&self) -> io::Result<Option<Process>> {
         Ok(match self.commit()? {
             Commit::Foreign(by) => by,
             Commit::Nothing | Commit::Own => None,
@@ -120,10 +102,11 @@ impl Events {
     }
 
     /// Takes what is told about rules, up to the message that ends a commit.
-    fn commit(&mut self) -> io::Result<Commit> {
-        let (own, mut found, mut open) = (self.own, Commit::Nothing, false);
+    fn commit(&self) -> io::Result<Commit> {
+        let own = self.own.load(Ordering::Relaxed);
+        let (mut found, mut open) = (Commit::Nothing, false);
         loop {
-            let Some(rules) = &mut self.rules else { return Ok(found) };
+            let Some(rules) = &self.rules else { return Ok(found) };
             drain(rules, |datagram| match datagram.map(author) {
                 Some(Some(process)) if process.pid == own => {
                     open = false;
@@ -140,25 +123,11 @@ impl Events {
             if !open {
                 return Ok(found);
             }
-            let fd = borrow(rules);
-            let told = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::from(END_OF_COMMIT));
+            let told =
+                poll(&mut [PollFd::new(rules.as_fd(), PollFlags::POLLIN)], PollTimeout::from(END_OF_COMMIT));
             if !matches!(told, Ok(1..)) {
                 return Ok(Commit::Foreign(None));
             }
-        }
-    }
-
-    /// Whether anything is there to be read within this time.
-    fn readable(&self, at_most: Duration) -> io::Result<bool> {
-        // Rounded up: a wait of less than a millisecond must not spin.
-        let timeout = PollTimeout::try_from(at_most + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-        let sockets = self.rules.iter().chain([&self.routes]).map(borrow);
-        let fds = sockets.chain([self.signals.as_fd()]);
-        let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        match poll(&mut fds, timeout) {
-            // To be looked at again; the caller's deadline holds.
-            Err(nix::errno::Errno::EINTR) => Ok(true),
-            polled => Ok(polled? > 0),
         }
     }
 }
@@ -177,21 +146,14 @@ fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<Socket> {
     socket.bind_auto()?;
     // One message per rule, each in a page: the usual buffer overflows with one whole table. A smaller one, where
     // this isn't allowed, only loses who it was.
-    let _ = setsockopt(&borrow(&socket), RcvBufForce, &BUFFER);
+    let _ = setsockopt(&socket, RcvBufForce, &BUFFER);
     groups.iter().try_for_each(|group| socket.add_membership(*group))?;
     socket.set_non_blocking(true)?;
     Ok(socket)
 }
 
-/// The socket's descriptor; netlink-sys knows only the raw one.
-#[allow(unsafe_code, reason = "netlink-sys 0.9 offers no AsFd")]
-fn borrow(socket: &Socket) -> BorrowedFd<'_> {
-    // SAFETY: the descriptor is the socket's own and stays open as long as the socket that is borrowed here.
-    unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
-}
-
 /// Takes every datagram that waits; `None` stands for those that were lost, because nobody took them in time.
-fn drain(socket: &mut Socket, mut take: impl FnMut(Option<&[u8]>)) -> io::Result<()> {
+fn drain(socket: &Socket, mut take: impl FnMut(Option<&[u8]>)) -> io::Result<()> {
     let mut buffer = vec![0; 1 << 16];
     loop {
         match socket.recv(&mut &mut buffer[..], 0) {

@@ -4,15 +4,16 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Process;
 
 /// How it stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum State {
     /// The rules are as they should be.
+    #[default]
     InPlace,
     /// Another program keeps changing them; they are repaired with pauses.
     Fighting,
@@ -42,7 +43,7 @@ pub struct Status {
 }
 
 /// Something was put back.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Repair {
     /// When, in seconds since 1970.
@@ -65,6 +66,11 @@ impl Status {
             last_repair: None,
             message: String::new(),
         }
+    }
+
+    pub(super) fn recovered(&mut self) {
+        self.state = State::InPlace;
+        self.message.clear();
     }
 
     pub(super) fn repaired(&mut self, took: Duration, by: Option<Process>, differences: Vec<String>) {

@@ -41,6 +41,8 @@ impl Watcher {
             .arg("--status")
             .arg(folder.path().join("status.json"))
             .args(["--backend", backend])
+            .arg("--run-dir")
+            .arg(folder.path())
             .env("NOTIFY_SOCKET", folder.path().join("notify"))
             .stderr(Stdio::piped())
             .spawn()
@@ -220,4 +222,26 @@ fn rules_of_iptables_come_back_too() {
         }
         assert_eq!(web.tcp(APP, "10.77.0.2:80"), Ok(15001));
     }
+}
+
+#[test]
+fn one_watch_at_a_time_and_a_killed_one_is_no_hindrance() {
+    let web = Namespace::new();
+    let mut first = Watcher::start(&web, "proxyUids: [5678]");
+    let again = |run_dir: &std::path::Path| {
+        let arguments = ["--proxy-uid", "5678", "--run-dir", run_dir.to_str().unwrap()];
+        let mut command = init_in(&web, &["watch"]);
+        command.args(arguments).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let refused = again(first.folder.path()).wait_with_output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success(), "{said}");
+    assert!(said.contains(&format!("(pid {})", first.child.id())), "{said}");
+    first.signal(Signal::SIGKILL);
+    first.child.wait().unwrap();
+    let mut second = again(first.folder.path());
+    let first_line = BufReader::new(second.stderr.take().unwrap()).lines().next().unwrap().unwrap();
+    second.kill().unwrap();
+    second.wait().unwrap();
+    assert!(first_line.contains("in place and watched"), "{first_line}");
 }

@@ -155,10 +155,13 @@ fn a_slice_tells_a_workload_and_its_end_opens_nothing() {
     assert_eq!(slice.tcp(&host, ("10.77.0.2", 80)), Some(15101));
 
     // `watch` does that by itself.
-    let document = std::env::temp_dir().join(format!("ursa-slices-{}.json", std::process::id()));
+    let folder = tempfile::tempdir().unwrap();
+    let document = folder.path().join("redirect.json");
     std::fs::write(&document, serde_json::to_string(&intent).unwrap()).unwrap();
     let mut watch = Command::new(env!("CARGO_BIN_EXE_ursa-init"))
         .args(["watch", "--netns", host.path().to_str().unwrap(), "--config", document.to_str().unwrap()])
+        .arg("--run-dir")
+        .arg(folder.path())
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
@@ -173,7 +176,6 @@ fn a_slice_tells_a_workload_and_its_end_opens_nothing() {
     }
     watch.kill().unwrap();
     watch.wait().unwrap();
-    std::fs::remove_file(&document).unwrap();
 
     // Without its slice a workload's rules aren't put in place, and the error says what to do.
     drop(slice);
