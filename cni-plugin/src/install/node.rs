@@ -11,9 +11,9 @@ use super::attachments::Attachments;
 use super::error::{InstallError, io};
 use super::{Layout, file, plugin};
 
-/// The programs of a node, as packages install them.
+/// The programs of a node.
 const PROGRAMS: [&str; 4] = ["ursa-agent", "ursa-shim", "ursa-init", "envoy"];
-/// Where packages put programs and units.
+/// Where the image has programs and units.
 const BIN: &str = "usr/bin";
 const UNITS: &str = "usr/lib/systemd/system";
 /// Where a node's own units are.
@@ -70,7 +70,7 @@ impl Node {
         Ok(changed)
     }
 
-    /// The units of the packages, with the programs' place on this node.
+    /// The image's units, with the programs' place on this node.
     fn units_to_install(&self) -> Result<Vec<(String, String)>, InstallError> {
         let dir = self.from.join(UNITS);
         let mut units = Vec::new();

@@ -17,7 +17,7 @@ use crate::lab::{Lab, create_open, wait};
 const LIBRARIES: [&str; 3] = ["libc.so.6", "libm.so.6", "libgcc_s.so.1"];
 const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 
-/// The content of the image `ursa-node`: `/usr`, as packages install it.
+/// The content of the image `ursa-node`: `/usr`, with the programs of the packages and the units of a node.
 #[derive(Debug)]
 pub struct NodeImage {
     usr: PathBuf,
@@ -40,10 +40,8 @@ impl NodeImage {
         }
         copy(Path::new(LOADER), &usr.join("lib64/ld-linux-x86-64.so.2"))?;
         symlink("bin", usr.join("sbin"))?;
-        for unit in std::fs::read_dir(repository().join("systemd"))?.flatten() {
-            if unit.file_type()?.is_file() {
-                copy(&unit.path(), &usr.join("lib/systemd/system").join(unit.file_name()))?;
-            }
+        for unit in std::fs::read_dir(repository().join("packaging/kubernetes/units"))?.flatten() {
+            copy(&unit.path(), &usr.join("lib/systemd/system").join(unit.file_name()))?;
         }
         Ok(Self { usr })
     }
