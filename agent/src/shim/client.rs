@@ -14,7 +14,7 @@ use tracing::debug;
 
 use super::lines::{Receiver, send};
 use super::peer;
-use super::protocol::{CONTROL_SOCKET, EnvoyStatus, Event, Message, Reply, Request, Status};
+use super::protocol::{CONTROL_SOCKET, EnvoyStatus, Event, Message, Reply, Request, Settings, Status};
 
 /// Why a shim could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +62,10 @@ impl ClientError {
     pub fn is_nobody(&self) -> bool {
         matches!(self, Self::Connect { source, .. } if is_nobody(source))
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn is_nobody(error: &std::io::Error) -> bool {
@@ -174,15 +178,41 @@ impl ShimClient {
         self.ask("restart-envoy", Request::RestartEnvoy).await.map(drop)
     }
 
-    /// Closes inbound listeners gracefully.
-    pub async fn drain(&self) -> Result<(), ClientError> {
-        self.ask("drain", Request::Drain).await.map(drop)
+    /// Begins to drain inbound connections; [`envoy`](Self::envoy) tells when that is over.
+    pub async fn drain(&self, deadline: Option<Duration>) -> Result<(), ClientError> {
+        let deadline_ms = deadline.map(milliseconds);
+        self.ask("drain", Request::Drain { deadline_ms }).await.map(drop)
+    }
+
+    /// Takes inbound connections again after a drain.
+    pub async fn resume(&self) -> Result<(), ClientError> {
+        self.ask("resume", Request::Resume).await.map(drop)
+    }
+
+    /// Gives the shim its settings. See [`Request::Configure`] for when they take effect.
+    pub async fn configure(&self, settings: Settings) -> Result<(), ClientError> {
+        self.ask("configure", Request::Configure { settings: Box::new(settings) }).await.map(drop)
+    }
+
+    /// Tells the shim, and through it systemd, what the agent waits for.
+    pub async fn waiting(&self, text: &str) -> Result<(), ClientError> {
+        self.ask("waiting", Request::Waiting { text: text.to_owned() }).await.map(drop)
+    }
+
+    /// A connection to Envoy's admin interface.
+    pub async fn connect_admin(&self) -> Result<std::os::unix::net::UnixStream, ClientError> {
+        let (_, fd) = self.ask("connect-admin", Request::ConnectAdmin).await?;
+        fd.map(Into::into).ok_or_else(|| self.lost("the reply to connect-admin carried no socket"))
+    }
+
+    /// Makes the shim replace itself by the binary that is installed now. The connection ends soon after.
+    pub async fn re_exec(&self) -> Result<(), ClientError> {
+        self.ask("re-exec", Request::ReExec).await.map(drop)
     }
 
     /// Asks the shim to drain for at most `drain`, stop Envoy and exit. Returns once it has begun to.
     pub async fn stop(&self, drain: Duration) -> Result<(), ClientError> {
-        let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
-        self.ask("stop", Request::Stop { drain_ms }).await.map(drop)
+        self.ask("stop", Request::Stop { drain_ms: milliseconds(drain) }).await.map(drop)
     }
 
     /// Changes the shim's and Envoy's log level.
@@ -251,6 +281,7 @@ async fn exchange(
                         envoy.send_replace(status.envoy);
                     }
                     // A later version's event: not for us.
+                    Ok(Message::Event(Event::Unknown)) => {}
                     Err(error) => debug!(%error, "a line of the shim is not understood"),
                 },
                 Ok(None) => break "it hung up".to_owned(),
@@ -262,7 +293,7 @@ async fn exchange(
                     Ok(line) => line,
                     Err(error) => break error.to_string(),
                 };
-                waiting.push_back((request == Request::TakeXds, answer));
+                waiting.push_back((request.wants_descriptor(), answer));
                 if let Err(error) = send(&stream, &line, None).await {
                     break error.to_string();
                 }

@@ -126,7 +126,7 @@ impl Control {
             },
             Request::ReloadDns => self.dns.reload().map(drop),
             Request::RestartEnvoy => self.envoy(Command::Restart),
-            Request::Drain => self.envoy(Command::Drain),
+            Request::Drain { .. } => self.envoy(Command::Drain),
             Request::Stop { drain_ms } => {
                 // A second stop changes nothing: the first is under way.
                 let _ = self.stop.try_send(Duration::from_millis(drain_ms));
@@ -134,6 +134,11 @@ impl Control {
             }
             Request::SetLogLevel { level } => (self.set_log_level)(&level)
                 .and_then(|()| self.envoy(Command::LogLevel(super::envoy_level(&level).to_owned()))),
+            Request::Configure { .. }
+            | Request::Waiting { .. }
+            | Request::Resume
+            | Request::ConnectAdmin
+            | Request::ReExec => Err("this shim was configured by its arguments".into()),
         };
         match done {
             Ok(()) => (self.done(), None),
@@ -165,6 +170,9 @@ impl Control {
             config_hash: self.envoy.config_hash.borrow().clone(),
             xds: self.xds.role(),
             dns: self.dns.status(),
+            service: None,
+            reexecs: 0,
+            memory_limit: None,
         }
     }
 }

@@ -478,7 +478,7 @@ async fn sigterm_drains_and_leaves_nothing() {
     launcher.ensure(lab.spec()).await.unwrap();
     let client = ShimClient::connect(&lab.shim_dir()).await.unwrap();
     let envoy = live(&client, None).await.pid.unwrap();
-    client.drain().await.unwrap();
+    client.drain(None).await.unwrap();
     let mut states = client.envoy();
     timeout(PATIENCE, states.wait_for(|envoy| envoy.state == EnvoyState::Draining)).await.unwrap().unwrap();
     // Without a connection to wait for, stopping does not use up its time to drain.

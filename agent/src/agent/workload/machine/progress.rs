@@ -192,6 +192,8 @@ fn envoy_report(envoy: &EnvoyStatus) -> EnvoyReport {
         EnvoyState::Draining => "draining",
         EnvoyState::Dead => "dead",
         EnvoyState::Backoff => "backoff",
+        EnvoyState::Waiting => "waiting",
+        EnvoyState::Unknown => "unknown",
     };
     EnvoyReport {
         pid: envoy.pid,
