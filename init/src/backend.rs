@@ -6,6 +6,8 @@
 use std::path::Path;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Error;
 use crate::iptables::{self, DISPATCHERS, Table, Variant};
 use crate::nft;
@@ -153,7 +155,7 @@ fn others(kept: Chosen) -> Result<Vec<Chosen>, Error> {
     if kept != Chosen::Nftables && nft::works()? && nft::read_back()?.is_some() {
         found.push(Chosen::Nftables);
     }
-    for variant in [Variant::Nft, Variant::Legacy] {
+    for variant in Variant::ALL {
         if kept != Chosen::Iptables(variant) && left_over(variant)? {
             found.push(Chosen::Iptables(variant));
         }
@@ -175,7 +177,7 @@ fn remove_each(backends: &[Chosen]) -> Result<bool, Error> {
 /// Removes what any backend left. Returns whether there was anything.
 pub(crate) fn remove() -> Result<bool, Error> {
     let mut removed = false;
-    for variant in [Variant::Nft, Variant::Legacy] {
+    for variant in Variant::ALL {
         if left_over(variant)? {
             removed |= iptables::remove(variant)?;
         }
@@ -186,9 +188,45 @@ pub(crate) fn remove() -> Result<bool, Error> {
     Ok(removed)
 }
 
-/// Removes what iptables left, of either kind.
-pub(crate) fn remove_iptables() -> Result<bool, Error> {
-    remove_each(&others(Chosen::Nftables)?)
+/// The rules of every backend as they stood, to be put back as they were.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    /// `None` when there was no table.
+    #[serde(rename = "rules")]
+    nftables: Option<nft::Saved>,
+    /// Of each kind that had rules.
+    #[serde(default)]
+    iptables: Vec<iptables::Snapshot>,
+}
+
+/// Reads what is in place, by whichever backends.
+pub(crate) fn save() -> Result<Saved, Error> {
+    let mut saved = Saved { nftables: if nft::works()? { nft::save()? } else { None }, iptables: Vec::new() };
+    for variant in Variant::ALL {
+        if left_over(variant)? {
+            saved.iptables.push(iptables::snapshot(variant)?);
+        }
+    }
+    Ok(saved)
+}
+
+/// Puts back what was saved, and then removes what wasn't there: at no time is there neither.
+pub(crate) fn restore(saved: &Saved) -> Result<(), Error> {
+    if let Some(table) = &saved.nftables {
+        nft::restore(table)?;
+    }
+    for snapshot in &saved.iptables {
+        iptables::restore(snapshot)?;
+    }
+    for variant in Variant::ALL {
+        if saved.iptables.iter().all(|snapshot| snapshot.variant() != variant) && left_over(variant)? {
+            iptables::remove(variant)?;
+        }
+    }
+    if saved.nftables.is_none() && nft::works()? {
+        nft::remove()?;
+    }
+    Ok(())
 }
 
 /// What is in place, by whichever backend.
@@ -197,7 +235,7 @@ pub(crate) fn show() -> Result<Vec<String>, Error> {
         Some(found) => found.lines(nft::Counters::Show),
         None => Vec::new(),
     };
-    for variant in [Variant::Nft, Variant::Legacy] {
+    for variant in Variant::ALL {
         if left_over(variant)? {
             lines.extend(iptables::show(variant)?);
         }
@@ -209,7 +247,7 @@ pub(crate) fn show() -> Result<Vec<String>, Error> {
 pub(crate) fn diff(plan: &Plan, backend: Backend) -> Result<Vec<String>, Error> {
     let chosen = match backend.choose()? {
         Chosen::Nftables if backend == Backend::Auto && nft::read_back()?.is_none() => {
-            let variants = [Variant::Nft, Variant::Legacy].into_iter();
+            let variants = Variant::ALL.into_iter();
             let mut found = variants.filter_map(|v| left_over(v).map(|ours| ours.then_some(v)).transpose());
             found.next().transpose()?.map_or(Chosen::Nftables, Chosen::Iptables)
         }
@@ -222,7 +260,7 @@ pub(crate) fn diff(plan: &Plan, backend: Backend) -> Result<Vec<String>, Error> 
     if chosen != Chosen::Nftables && nft::works()? && nft::read_back()?.is_some() {
         lines.push("- table inet ursa, of the backend nftables".to_owned());
     }
-    for variant in [Variant::Nft, Variant::Legacy] {
+    for variant in Variant::ALL {
         if chosen != Chosen::Iptables(variant) && left_over(variant)? {
             lines.push(format!("- chains URSA_ of the backend iptables-{}", variant.name()));
         }

@@ -405,7 +405,13 @@ fn print(out: &mut impl std::io::Write, lines: &[String]) -> std::io::Result<()>
 
 /// Keeps only what changing rules and entering a namespace need; everything else was opened before.
 fn drop_capabilities() -> anyhow::Result<()> {
-    let keep: CapsHashSet = [Capability::CAP_NET_ADMIN, Capability::CAP_SYS_ADMIN].into();
+    drop_capabilities_but(&[])
+}
+
+/// As [`drop_capabilities`], but for what is needed besides.
+fn drop_capabilities_but(more: &[Capability]) -> anyhow::Result<()> {
+    let mut keep: CapsHashSet = [Capability::CAP_NET_ADMIN, Capability::CAP_SYS_ADMIN].into();
+    keep.extend(more);
     let what = "can't drop capabilities";
     caps::clear(None, CapSet::Ambient).context(what)?;
     for set in [CapSet::Effective, CapSet::Permitted] {

@@ -22,15 +22,16 @@ pub use guard::{Guard, Outcome, guard};
 
 use crate::backend;
 use crate::error::Error;
-use crate::iptables::Variant;
 use crate::netns::Netns;
-use crate::nft;
 use crate::plan::{Plan, PolicyRoute};
 use crate::random::token;
 use crate::routes;
 
 /// After so many seconds nobody waits any more for a change in a namespace that is probably gone.
 const FORGOTTEN: f64 = 3600.0;
+
+/// What becomes of a change that nobody confirms.
+const LATE: &str = "wasn't confirmed in time and is rolled back";
 
 /// Why a probation can't begin or end.
 #[derive(Debug, thiserror::Error)]
@@ -68,12 +69,12 @@ pub enum ConfirmError {
         "too late: the rules from before are in place again. Apply once more and confirm within the time"
     )]
     TooLate,
-    /// Rules of the iptables backend are in place.
+    /// A change failed, and what was there before could not be put back.
     #[error(
-        "the redirect in place was made by iptables, which can't be put back byte for byte: `ursa-init remove` first, \
-         or apply without --confirm"
+        "the rules from before could NOT be put back ({0}); it is tried again in {1} s, and then by every `ursa-init apply`, \
+         `confirm` or `remove` here"
     )]
-    Iptables,
+    NotPutBack(String, u64),
     /// The guards didn't start.
     #[error("the guards that would roll back didn't start: {0}; nothing was changed")]
     Guards(String),
@@ -82,7 +83,8 @@ pub enum ConfirmError {
 /// What was in place before.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Before {
-    rules: Option<nft::Saved>,
+    #[serde(flatten)]
+    rules: backend::Saved,
     routes: Vec<IpNet>,
     addresses: Vec<IpAddr>,
     policy: Option<PolicyRoute>,
@@ -91,14 +93,9 @@ struct Before {
 impl Before {
     /// Reads it in the calling thread's namespace.
     fn read() -> Result<Self, ConfirmError> {
-        for variant in [Variant::Nft, Variant::Legacy] {
-            if backend::left_over(variant)? {
-                return Err(ConfirmError::Iptables);
-            }
-        }
         let routes = routes::read_back()?.plan();
         Ok(Self {
-            rules: nft::save()?,
+            rules: backend::save()?,
             routes: routes.local_routes,
             addresses: routes.loopback_addresses,
             policy: routes.policy_route,
@@ -115,13 +112,7 @@ impl Before {
         };
         // Should a later step fail, what is left only closes.
         let routes = routes::ensure(&plan)?;
-        match &self.rules {
-            None => drop(backend::remove()?),
-            saved => {
-                nft::restore(saved.as_ref())?;
-                backend::remove_iptables()?;
-            }
-        }
+        backend::restore(&self.rules)?;
         routes.finish()?;
         Ok(())
     }
@@ -184,7 +175,7 @@ impl Probation {
         let locked = self.lock()?;
         match locked.read()? {
             Some(pending) if pending.deadline <= uptime() && pending.netns == netns.id()? => {
-                locked.roll_back(netns, &pending).map(|()| true)
+                locked.roll_back(netns, &pending, LATE).map(|()| true)
             }
             _ => Ok(false),
         }
@@ -231,7 +222,7 @@ impl Probation {
         match locked.read()? {
             None => Err(self.nothing()),
             Some(pending) if pending.deadline <= uptime() => {
-                locked.roll_back(netns, &pending)?;
+                locked.roll_back(netns, &pending, LATE)?;
                 Err(ConfirmError::TooLate)
             }
             Some(_) => locked.forget(),
@@ -257,15 +248,30 @@ impl Probation {
     fn expire(&self, netns: &Netns, id: &str) -> Result<bool, ConfirmError> {
         let locked = self.lock()?;
         match locked.read()? {
-            Some(pending) if pending.id == id => locked.roll_back(netns, &pending).map(|()| true),
+            Some(pending) if pending.id == id => locked.roll_back(netns, &pending, LATE).map(|()| true),
             _ => Ok(false),
         }
     }
 
-    /// Forgets the change of this id: it wasn't made.
+    /// Forgets the change of this id: nothing was changed.
     pub fn cancel(&self, id: &str) -> Result<(), ConfirmError> {
         let locked = self.lock()?;
         if locked.read()?.is_some_and(|pending| pending.id == id) { locked.forget() } else { Ok(()) }
+    }
+
+    /// The change of this id failed, perhaps half-way: what was there before is put back. What can't be is kept, and
+    /// the guards try again.
+    pub fn abandon(&self, netns: &Netns, id: &str) -> Result<(), ConfirmError> {
+        let locked = self.lock()?;
+        let Some(pending) = locked.read()?.filter(|pending| pending.id == id) else { return Ok(()) };
+        let text = "failed, and what was there before is in place";
+        locked.roll_back(netns, &pending, text).map_err(|error| {
+            let why = match error {
+                ConfirmError::Redirect(error) => error.with_causes(),
+                error => error.to_string(),
+            };
+            ConfirmError::NotPutBack(why, pending.left().as_secs() + 1)
+        })
     }
 
     fn remaining(&self, id: &str) -> Result<Option<Duration>, ConfirmError> {
@@ -301,12 +307,12 @@ impl Locked<'_> {
     }
 
     /// The file goes last: whoever dies in between leaves it to the next one.
-    fn roll_back(&self, netns: &Netns, pending: &Pending) -> Result<(), ConfirmError> {
+    fn roll_back(&self, netns: &Netns, pending: &Pending, end: &str) -> Result<(), ConfirmError> {
         if netns.id()? != pending.netns {
             return Err(ConfirmError::Elsewhere);
         }
         netns.run(|| pending.before.restore())??;
-        let text = format!("the change {} wasn't confirmed in time and is rolled back\n", pending.id);
+        let text = format!("the change {} {end}\n", pending.id);
         // Only tells; the rules are what counts.
         let _ = std::fs::write(self.probation.last(), text);
         self.forget()

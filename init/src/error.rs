@@ -130,9 +130,8 @@ pub enum Error {
     },
     /// The kernel holds other rules than those that were sent.
     #[error(
-        "the kernel reads back other rules than were sent{}; the previous rules are in place again. \
-         Differences: {}",
-        if *.restored { "" } else { ", AND THE PREVIOUS RULES COULD NOT BE PUT BACK" },
+        "the kernel reads back other rules than were sent{}. Differences: {}",
+        if *.restored { "; the previous rules are in place again" } else { ", AND THE PREVIOUS RULES COULD NOT BE PUT BACK" },
         differences.join(" | ")
     )]
     ReadBack {

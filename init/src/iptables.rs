@@ -10,6 +10,7 @@
 mod compile;
 mod rule;
 mod save;
+mod snapshot;
 mod text;
 mod tools;
 
@@ -27,6 +28,7 @@ use crate::plan::{Family, Plan};
 pub use compile::Table;
 use compile::{Rules, Tables};
 use save::Saved;
+pub use snapshot::{Snapshot, restore, snapshot};
 use tools::Tools;
 pub use tools::Variant;
 

@@ -1,6 +1,7 @@
 //! The operator's way in: the ports that this machine's SSH server really listens on, and how they are left alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -11,12 +12,19 @@ const DEFAULT: u16 = 22;
 const CONFIG: &str = "/etc/ssh/sshd_config";
 /// systemd's sockets, which it holds until somebody connects.
 const SOCKET_UNITS: &[&str] = &["ssh.socket", "sshd.socket"];
-/// Where their files are.
-const UNITS: &[&str] =
-    &["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+/// Where their files are, the first wins. The generator's are Ubuntu's, which turns sshd's configuration into them.
+const UNITS: &[&str] = &[
+    "etc/systemd/system",
+    "run/systemd/system",
+    "run/systemd/generator",
+    "usr/lib/systemd/system",
+    "lib/systemd/system",
+];
 /// Programs that serve SSH, as the kernel names their processes (`sshd-session` holds a connection since OpenSSH 9.8).
 const SERVERS: &[&str] = &["sshd", "sshd-session", "sshd-auth", "dropbear"];
-/// States in `/proc/net/tcp`.
+/// The kernel's tables of TCP sockets.
+const TABLES: &[&str] = &["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
+/// States in them.
 const ESTABLISHED: &str = "01";
 const LISTEN: &str = "0A";
 
@@ -30,18 +38,19 @@ pub struct Found {
 }
 
 /// Finds the ports of the SSH server in the calling thread's network namespace: those of its sockets, else those of
-/// its configuration, else 22; and always that of the session in which this program runs.
+/// its configuration, else 22; and always those that systemd holds for it, and that of the session in which this
+/// program runs.
 pub fn ports() -> Found {
     let inodes = sockets_of(SERVERS);
-    let open: BTreeSet<_> = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
+    let open: BTreeSet<_> = TABLES
         .iter()
         .filter_map(|path| std::fs::read_to_string(path).ok())
         .flat_map(|table| table_ports(&table, &inodes))
         .collect();
+    let held: BTreeSet<_> = SOCKET_UNITS.iter().flat_map(|unit| activated(Path::new("/"), unit)).collect();
     let (mut ports, mut evidence) = if open.is_empty() {
-        let mut configured = configured(Path::new(CONFIG), 0);
-        configured.extend(SOCKET_UNITS.iter().flat_map(|unit| activated(unit)));
-        if configured.is_empty() {
+        let configured = configured(Path::new(CONFIG), 0);
+        if configured.is_empty() && held.is_empty() {
             (BTreeSet::from([DEFAULT]), "no sshd found: its default port".to_owned())
         } else {
             (configured, format!("{CONFIG} and the units of its sockets"))
@@ -49,12 +58,32 @@ pub fn ports() -> Found {
     } else {
         (open, "sockets of sshd".to_owned())
     };
+    if held.difference(&ports).next().is_some() {
+        ports.extend(held);
+        evidence.push_str(", its socket units");
+    }
     if let Some(port) = std::env::var("SSH_CONNECTION").ok().as_deref().and_then(session_port)
         && ports.insert(port)
     {
         evidence.push_str(", SSH_CONNECTION");
     }
     Found { ports, evidence }
+}
+
+/// Which ports are listened on in the calling thread's network namespace, with the sockets' numbers: what must change
+/// before [`ports`] can. Reads no more than the beginning of the kernel's tables, where it lists those that listen.
+pub fn listening() -> BTreeSet<(u16, u64)> {
+    let files = TABLES.iter().filter_map(|path| std::fs::File::open(path).ok());
+    files.flat_map(|file| listeners(BufReader::new(file))).collect()
+}
+
+fn listeners(table: impl BufRead) -> Vec<(u16, u64)> {
+    let listener = |line: String| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let port = u16::from_str_radix(fields.get(1)?.rsplit(':').next()?, 16).ok()?;
+        (*fields.get(3)? == LISTEN).then_some((port, fields.get(9)?.parse().ok()?))
+    };
+    table.lines().skip(1).map_while(Result::ok).map_while(listener).collect()
 }
 
 /// Leaves the ports alone when they arrive, in whichever way the intent chooses ports.
@@ -122,24 +151,37 @@ fn session_port(connection: &str) -> Option<u16> {
     connection.split_whitespace().nth(3)?.parse().ok()
 }
 
-/// The ports of a socket unit that is switched on, in its file and what is dropped in beside it.
-fn activated(unit: &str) -> BTreeSet<u16> {
-    let enabled = Path::new("/etc/systemd/system/sockets.target.wants").join(unit);
+/// The ports of a socket unit that is switched on, in its file and what is dropped in beside it, below a root folder.
+fn activated(root: &Path, unit: &str) -> Vec<u16> {
+    let enabled = root.join("etc/systemd/system/sockets.target.wants").join(unit);
     if std::fs::symlink_metadata(enabled).is_err() {
-        return BTreeSet::new();
+        return Vec::new();
     }
-    let dropped =
-        UNITS.iter().filter_map(|dir| std::fs::read_dir(Path::new(dir).join(format!("{unit}.d"))).ok());
-    let dropped = dropped.flatten().flatten().map(|file| file.path());
-    let files = UNITS.iter().map(|dir| Path::new(dir).join(unit)).chain(dropped);
-    let texts = files.filter_map(|file| std::fs::read_to_string(file).ok());
-    texts.flat_map(|text| listen_streams(&text)).collect()
+    let folders = UNITS.iter().map(|folder| root.join(folder));
+    let file = folders.clone().map(|folder| folder.join(unit)).find(|file| file.is_file());
+    // By name, wherever they are; of two with one name the first wins.
+    let mut dropped = BTreeMap::new();
+    for folder in folders {
+        let files = std::fs::read_dir(folder.join(format!("{unit}.d"))).into_iter().flatten().flatten();
+        for file in files.filter(|file| file.path().extension().is_some_and(|end| end == "conf")) {
+            dropped.entry(file.file_name()).or_insert_with(|| file.path());
+        }
+    }
+    let mut ports = Vec::new();
+    for file in file.into_iter().chain(dropped.into_values()) {
+        listen_streams(&std::fs::read_to_string(file).unwrap_or_default(), &mut ports);
+    }
+    ports
 }
 
-/// The ports of `ListenStream=`: a port, or an address with one.
-fn listen_streams(text: &str) -> BTreeSet<u16> {
-    let values = text.lines().filter_map(|line| line.trim().strip_prefix("ListenStream="));
-    values.filter_map(|value| value.trim().rsplit(':').next()?.parse().ok()).collect()
+/// The ports of `ListenStream=`: a port, or an address with one. Without a value it takes back what was said before.
+fn listen_streams(text: &str, ports: &mut Vec<u16>) {
+    for value in text.lines().filter_map(|line| line.trim().strip_prefix("ListenStream=")) {
+        match value.trim() {
+            "" => ports.clear(),
+            value => ports.extend(value.rsplit(':').next().and_then(|port| port.parse::<u16>().ok())),
+        }
+    }
 }
 
 /// The ports of `Port` and `ListenAddress`, in the file and in what it includes.
@@ -197,8 +239,37 @@ mod tests {
 
     #[test]
     fn systemd_may_hold_the_socket() {
-        let text = "[Socket]\nListenStream=\nListenStream=2222\nListenStream=[::]:2223\n ListenStream=0.0.0.0:2224\nAccept=no\n";
-        assert_eq!(listen_streams(text), BTreeSet::from([2222, 2223, 2224]));
+        let root = tempfile::tempdir().unwrap();
+        let put = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        put("usr/lib/systemd/system/ssh.socket", "[Socket]\nListenStream=22\nAccept=no\n");
+        assert!(activated(root.path(), "ssh.socket").is_empty(), "it isn't switched on");
+        put("etc/systemd/system/sockets.target.wants/ssh.socket", "");
+        assert_eq!(activated(root.path(), "ssh.socket"), [22]);
+        // What sshd's configuration says, as Ubuntu writes it; and somebody's own.
+        let generated = "[Socket]\nListenStream=\nListenStream=0.0.0.0:2222\n ListenStream=[::]:2222\n";
+        put("run/systemd/generator/ssh.socket.d/addresses.conf", generated);
+        put("etc/systemd/system/ssh.socket.d/more.conf", "[Socket]\nListenStream=2223\n");
+        put("etc/systemd/system/ssh.socket.d/more.conf.old", "[Socket]\nListenStream=9\n");
+        assert_eq!(activated(root.path(), "ssh.socket"), [2222, 2222, 2223]);
+        // A whole unit of somebody's own takes the place of the distribution's, and what is dropped in counts.
+        put("etc/systemd/system/ssh.socket", "[Socket]\nListenStream=2224\n");
+        put("etc/systemd/system/ssh.socket.d/addresses.conf", "");
+        assert_eq!(activated(root.path(), "ssh.socket"), [2224, 2223]);
+    }
+
+    #[test]
+    fn the_kernel_lists_those_that_listen_first() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let _connection = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        assert!(listening().iter().any(|(listens, _)| *listens == port));
+        let whole = std::fs::read_to_string(TABLES[0]).unwrap();
+        let states: Vec<_> = whole.lines().skip(1).filter_map(|l| l.split_whitespace().nth(3)).collect();
+        assert!(states.is_sorted_by_key(|state| *state != LISTEN), "{whole}");
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Watch<'a> {
     pub status: Option<PathBuf>,
     /// Reads the redirect again, on SIGHUP.
     pub reload: &'a (dyn Fn() -> Result<Plan, String> + Sync),
+    /// Asked at every look: the redirect if what it depends on besides its document has changed, and what that was.
+    pub follow: &'a (dyn Fn() -> Option<(Plan, String)> + Sync),
     /// Takes each message for the operator.
     pub tell: &'a (dyn Fn(&str) + Sync),
 }
@@ -110,7 +112,20 @@ impl Watch<'_> {
         Ok(())
     }
 
+    /// Follows what has changed on this machine, and puts back what differs.
     fn look(&self, keeper: &mut Keeper, events: &Events) {
+        if let Some((plan, why)) = (self.follow)() {
+            let put = keeper.put(plan.clone(), events);
+            (self.tell)(&match put {
+                Ok(_) => why,
+                Err(error) => {
+                    // The looks from now on try again.
+                    keeper.replace(plan);
+                    format!("{why}, but the redirect can't follow: {}", error.with_causes())
+                }
+            });
+            self.publish(keeper);
+        }
         let look = keeper.look(events);
         if look != Look::Same {
             self.publish(keeper);

@@ -128,10 +128,10 @@ impl Confirm {
                 );
                 Ok((done, Some(text)))
             }
-            Err(error) => {
-                probation.cancel(&id)?;
-                Err(error)
-            }
+            Err(error) => Err(match probation.abandon(netns, &id) {
+                Ok(()) => error.context("the change failed, and what was there before is in place"),
+                Err(more) => error.context(more),
+            }),
         }
     }
 }

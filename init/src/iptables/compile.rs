@@ -7,6 +7,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::rule::{self, Matching};
 use crate::cgroup::Cgroups;
 use crate::error::Error;
@@ -16,7 +18,7 @@ use crate::plan::{Action, Chain, Family, HookKind, HookPoint, Plan};
 pub(crate) const PREFIX: &str = "URSA_";
 
 /// iptables' tables, in the order in which they are written: what guards before what redirects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Table {
     /// Before connection tracking.
     Raw,
@@ -61,7 +63,7 @@ impl fmt::Display for Table {
 }
 
 /// Where a jump stands in a built-in chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Place {
     /// Before everybody else's rules.
     First,
@@ -72,7 +74,7 @@ pub(super) enum Place {
 }
 
 /// A rule in a chain that isn't ours, which leads to one that is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Jump {
     /// The chain that it stands in.
     pub(super) base: String,
@@ -82,7 +84,7 @@ pub(super) struct Jump {
 }
 
 /// Our chains in one table of one family.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Rules {
     /// The chains and their rules, each without `-A CHAIN`.
     pub(super) chains: Vec<(String, Vec<String>)>,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::plan::Family;
@@ -21,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOCK_WAIT: &str = "10";
 
 /// The two kinds of iptables: they keep their rules in different places of the kernel, and don't see each other's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Variant {
     /// On nf_tables.
     Nft,
@@ -30,6 +31,9 @@ pub enum Variant {
 }
 
 impl Variant {
+    /// Both, the one on nf_tables first.
+    pub(crate) const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
+
     /// As it stands in the programs' names.
     pub const fn name(self) -> &'static str {
         match self {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::ruleset::{ChainDef, HookDef, RuleDef, Ruleset, TableFamily};
-use super::{Kernel, TABLE, apply_ruleset, read_back, remove};
+use super::{Kernel, TABLE, apply_ruleset, read_back};
 use crate::error::Error;
 
 /// Chains and rules as the kernel dumped them.
@@ -51,8 +51,7 @@ pub fn save() -> Result<Option<Saved>, Error> {
 }
 
 /// Puts our table back as it was saved; returns whether anything changed.
-pub fn restore(saved: Option<&Saved>) -> Result<bool, Error> {
-    let Some(saved) = saved else { return remove() };
+pub fn restore(saved: &Saved) -> Result<bool, Error> {
     let set = saved.ruleset().ok_or_else(|| Error::Answer {
         what: "read the saved rules".to_owned(),
         detail: "they were saved by another version of Ursa".to_owned(),

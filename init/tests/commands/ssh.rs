@@ -2,7 +2,10 @@
 
 use std::io::Write as _;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::lab::{APP, Namespace, PROXY};
 use crate::tool::{init_in, ok};
@@ -10,6 +13,7 @@ use crate::tool::{init_in, ok};
 /// Which port the stand-in of sshd listens on.
 const PORT: &str = "STAND_IN_PORT";
 
+/// A process that ends with the test.
 struct Sshd(Child);
 
 impl Drop for Sshd {
@@ -19,13 +23,18 @@ impl Drop for Sshd {
     }
 }
 
-/// A process that the kernel calls `sshd`, listening: a copy of this program.
+/// A process of root that the kernel calls `sshd`, listening: a copy of this program.
 fn sshd(ns: &Namespace, port: u16) -> Sshd {
+    sshd_of(ns, port, 0)
+}
+
+fn sshd_of(ns: &Namespace, port: u16, uid: u32) -> Sshd {
     let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let program = folder.path().join("sshd");
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let mut command = Command::new(program);
-    command.args(["--exact", "ssh::stand_in", "--nocapture"]).env(PORT, port.to_string());
+    command.args(["--exact", "ssh::stand_in", "--nocapture"]).env(PORT, port.to_string()).uid(uid).gid(uid);
     let mut child = ns.run(|| command.stdout(Stdio::piped()).spawn()).unwrap();
     let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
@@ -84,4 +93,40 @@ fn sshds_real_port_stays_open_on_a_host() {
     // Without --host nothing is special about sshd.
     ok(&mut init_in(&web, &["apply", "--proxy-uid", &uid]));
     assert_eq!(stranger.tcp(APP, "10.77.0.1:2222"), Ok(15006));
+}
+
+#[test]
+fn a_port_that_a_session_opens_is_no_way_in() {
+    let (web, stranger) = Namespace::pair();
+    web.listen(&[15006]);
+    let _sshd = sshd(&web, 2222);
+    // As `ssh -R` makes one: the process has sshd's name, and is its user's.
+    let _session = sshd_of(&web, 8022, APP);
+    ok(&mut init_in(&web, &["apply", "--host", "--proxy-uid", &PROXY.to_string()]));
+    assert_eq!(stranger.tcp(APP, "10.77.0.1:2222"), Ok(2222));
+    assert_eq!(stranger.tcp(APP, "10.77.0.1:8022"), Ok(15006));
+}
+
+#[test]
+fn watch_follows_sshd_to_another_port() {
+    let (web, stranger) = Namespace::pair();
+    web.listen(&[15006]);
+    let folder = tempfile::tempdir().unwrap();
+    let first = sshd(&web, 2222);
+    let mut watch = init_in(&web, &["watch", "--host", "--interval", "1", "--proxy-uid", &PROXY.to_string()]);
+    watch.arg("--run-dir").arg(folder.path()).arg("--status").arg(folder.path().join("status.json"));
+    let _watch = Sshd(watch.stderr(Stdio::null()).spawn().unwrap());
+    let until = |what: &str, to: &str, lands: u16| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while stranger.tcp(APP, to) != Ok(lands) {
+            assert!(Instant::now() < deadline, "{what}");
+            std::thread::yield_now();
+        }
+    };
+    until("the redirect is in place", "10.77.0.1:9", 15006);
+    assert_eq!(stranger.tcp(APP, "10.77.0.1:2222"), Ok(2222));
+    drop(first);
+    let _second = sshd(&web, 2322);
+    until("the new port is open", "10.77.0.1:2322", 2322);
+    assert_eq!(stranger.tcp(APP, "10.77.0.1:2222"), Ok(15006), "and the old one is as any");
 }
