@@ -3,11 +3,13 @@
 //! Rules of both may stand together for a moment: whichever is first redirects, and whichever refuses refuses. So
 //! the new backend's rules come first and the old one's go then, and at no time is there neither.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup;
 use crate::error::Error;
 use crate::iptables::{self, DISPATCHERS, Table, Variant};
 use crate::nft;
@@ -232,7 +234,11 @@ pub(crate) fn restore(saved: &Saved) -> Result<(), Error> {
 /// What is in place, by whichever backend.
 pub(crate) fn show() -> Result<Vec<String>, Error> {
     let mut lines = match if nft::works()? { nft::read_back()? } else { None } {
-        Some(found) => found.lines(nft::Counters::Show),
+        Some(found) => {
+            let mut lines = found.lines(nft::Counters::Show);
+            lines.extend(gone_slices(&found));
+            lines
+        }
         None => Vec::new(),
     };
     for variant in Variant::ALL {
@@ -241,6 +247,15 @@ pub(crate) fn show() -> Result<Vec<String>, Error> {
         }
     }
     Ok(lines)
+}
+
+/// What the rules in place can't tell apart, because the slice that they name is gone or isn't there yet.
+fn gone_slices(found: &nft::Ruleset) -> BTreeSet<String> {
+    let chains = found.chains().unwrap_or_default();
+    let rules = chains.iter().flat_map(|chain| &chain.rules);
+    let gone = rules.filter(|rule| rule.cgroups().any(cgroup::is_gone));
+    gone.map(|rule| format!("! {}: its slice doesn't exist now, so that matches nothing", rule.reason))
+        .collect()
 }
 
 /// The differences between what is in place and the plan. Without a choice, the backend that is in place is asked.

@@ -5,51 +5,52 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Hint};
 use crate::intent::Cgroup;
-use crate::plan::{Match, Plan};
+use crate::plan::Plan;
 
-/// What the kernel compares a socket's cgroup with: the number of its directory.
+/// What the kernel compares a socket's cgroup with: the number of its directory. `None` for one that isn't there.
 #[derive(Debug, Default)]
-pub(crate) struct Cgroups(BTreeMap<Cgroup, u64>);
+pub(crate) struct Cgroups(BTreeMap<Cgroup, Option<u64>>);
 
 impl Cgroups {
-    /// Looks up every cgroup of a plan.
-    pub(crate) fn resolve(plan: &Plan) -> Result<Self, Error> {
-        let rules = plan.chains.iter().flat_map(|chain| &chain.rules);
-        let wanted = rules.flat_map(|rule| &rule.matches).filter_map(|m| match m {
-            Match::Cgroup(cgroup) => Some(cgroup),
-            _ => None,
-        });
-        let mut found = BTreeMap::new();
-        let mut root = None;
-        for cgroup in wanted {
-            if found.contains_key(cgroup) {
-                continue;
-            }
-            let root = match &root {
-                Some(root) => root,
-                None => root.insert(cgroup2_root()?),
-            };
-            let path = root.join(cgroup.path());
-            let number = std::fs::metadata(&path).map(|m| m.ino()).map_err(|source| Error::Cgroup {
-                path,
-                hint: Hint(
-                    "a workload's slice must exist before its rules: `systemctl start NAME.slice`, and run the \
-                     service with Slice=NAME.slice",
-                ),
-                source,
-            })?;
-            found.insert(cgroup.clone(), number);
-        }
-        Ok(Self(found))
+    /// Looks up every cgroup of a plan. One that isn't there is no error: nothing can run in it, and the rules of its
+    /// neighbours must not wait for it.
+    pub(crate) fn resolve(plan: &Plan) -> Self {
+        let all = plan.slices();
+        // Without the hierarchy none of them is there.
+        let root = if all.is_empty() { None } else { root().ok() };
+        let number = |slice: &Cgroup| Some(std::fs::metadata(root.as_ref()?.join(slice.path())).ok()?.ino());
+        Self(all.into_iter().map(|slice| (slice.clone(), number(slice))).collect())
     }
 
-    /// The number; 0, which no cgroup has, for what wasn't looked up.
+    /// The number; 0, which no cgroup has, for one that isn't there or wasn't looked up.
     pub(crate) fn id(&self, cgroup: &Cgroup) -> u64 {
-        self.0.get(cgroup).copied().unwrap_or_default()
+        self.0.get(cgroup).copied().flatten().unwrap_or_default()
+    }
+
+    /// What is different from before, for the operator.
+    pub(crate) fn news(&self, before: &Self) -> String {
+        let changed = self.0.iter().filter(|(slice, number)| before.0.get(*slice) != Some(number));
+        let one = |(slice, number): (&Cgroup, &Option<u64>)| match number {
+            Some(_) => format!("the slice {slice} exists now: what runs in it is redirected"),
+            None => format!("the slice {slice} doesn't exist any more: its rules wait for a new one"),
+        };
+        changed.map(one).collect::<Vec<_>>().join("; ")
+    }
+
+    /// The first of a rule's cgroups that was looked for and isn't there: the rule matches nothing.
+    pub(crate) fn missing<'a>(&self, mut of: impl Iterator<Item = &'a Cgroup>) -> Option<&'a Cgroup> {
+        of.find(|cgroup| self.0.get(*cgroup) == Some(&None))
     }
 }
+
+/// What stands beside a rule that waits for its cgroup.
+pub(crate) fn waiting(reason: &str, cgroup: &Cgroup) -> String {
+    format!("{reason}: waits for slice {cgroup}, which doesn't exist")
+}
+
+/// How a cgroup is called of which only the number is left.
+const GONE: &str = "gone-";
 
 /// The cgroup of a number, so many levels below the root. One that is gone is told by its number.
 pub(crate) fn by_number(number: u64, level: u32) -> Option<Cgroup> {
@@ -62,23 +63,22 @@ pub(crate) fn by_number(number: u64, level: u32) -> Option<Cgroup> {
             std::fs::read_dir(folder).ok()?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
         below.map(|entry| entry.path()).find_map(|path| find(&path, number, levels - 1))
     }
-    let found = cgroup2_root().ok().and_then(|root| {
+    let found = root().ok().and_then(|root| {
         let path = find(&root, number, level)?;
         path.strip_prefix(&root).ok()?.to_str()?.parse().ok()
     });
-    found.or_else(|| format!("gone-{number}").parse().ok())
+    found.or_else(|| format!("{GONE}{number}").parse().ok())
+}
+
+/// Whether [`by_number`] found none.
+pub(crate) fn is_gone(cgroup: &Cgroup) -> bool {
+    cgroup.path().starts_with(GONE)
 }
 
 /// Where the unified hierarchy is mounted.
-fn cgroup2_root() -> Result<PathBuf, Error> {
-    let path = Path::new("/proc/self/mountinfo");
-    let fail = |source| Error::Cgroup {
-        path: path.to_owned(),
-        hint: Hint("slices need the unified cgroup hierarchy (cgroup2); tell workloads apart by uid instead"),
-        source,
-    };
-    let mounts = std::fs::read_to_string(path).map_err(fail)?;
-    mount_point(&mounts).ok_or_else(|| fail(io::Error::new(io::ErrorKind::NotFound, "no cgroup2 is mounted")))
+pub(crate) fn root() -> io::Result<PathBuf> {
+    let none = || io::Error::new(io::ErrorKind::NotFound, "no cgroup2 is mounted");
+    mount_point(&std::fs::read_to_string("/proc/self/mountinfo")?).ok_or_else(none)
 }
 
 /// The mount point of the first cgroup2 (`man 5 proc`: the type follows the hyphen, the mount point is the fifth).

@@ -23,6 +23,7 @@ use crate::nft;
 use crate::plan::simulate::{Owner, Packet, Verdict, decide};
 use crate::plan::{Family, HookPoint, Plan, Protocol};
 use crate::routes;
+use crate::slices;
 use probe::Answer;
 use responder::{Kind, Responders};
 
@@ -79,7 +80,13 @@ pub fn check(intent: &RedirectIntent, patience: Duration) -> Result<Vec<Finding>
     // Without rights, or with rules of iptables, only the connections themselves tell.
     let in_place = crate::in_place();
     let routed = routes::read_back()?.plan().local_routes;
-    let mut findings = Vec::new();
+    let missing = slices::missing(&plan).into_iter();
+    let mut findings: Vec<_> = missing
+        .map(|slice| Finding {
+            what: format!("slice {}", slice.slice),
+            found: Found::Missing(slice.to_string()),
+        })
+        .collect();
     for subject in Subject::all(intent) {
         for family in
             [intent.ipv4.then_some(Family::V4), intent.ipv6.then_some(Family::V6)].into_iter().flatten()

@@ -38,7 +38,7 @@ const EXIT_INVALID: u8 = 2;
 /// Exit code of `diff` when there are differences.
 const EXIT_DIFFERENT: u8 = 3;
 
-/// Exit code of `check` when something isn't redirected.
+/// Exit code of `check` when something isn't redirected, and of `apply` when a workload's slice doesn't exist.
 const EXIT_MISSING: u8 = 4;
 
 const EXAMPLES: &str = "\
@@ -91,7 +91,7 @@ Exit codes:
   1  the kernel or the system refused; nothing was changed, or what was there before is back
   2  wrong usage or document
   3  `diff` found differences
-  4  `check` found something that isn't redirected, or could try nothing";
+  4  `check` found something not redirected, or could try nothing; `apply` lacks a workload's slice";
 
 /// Redirect a workload's traffic through its proxy: nftables in one netlink batch, read back, all or nothing.
 #[derive(Debug, Parser)]
@@ -252,7 +252,7 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
             config(&mut out, &place, &options, false)?;
         }
         Command::Apply { place, options, backend, confirm, .. } => {
-            apply(&mut out, &place, options.resolve()?.0, backend, &confirm)?;
+            return apply(&mut out, &place, options.resolve()?.0, backend, &confirm);
         }
         Command::Remove { place, run_dir } => {
             let netns = place.open()?;
@@ -277,7 +277,8 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
             place.keep_ssh(&netns, &mut intent, None)?;
             let plan = Plan::compile(&intent)?;
             drop_capabilities()?;
-            let lines = netns.run(|| crate::diff_with(&plan, backend))??;
+            let mut lines = netns.run(|| crate::diff_with(&plan, backend))??;
+            lines.extend(crate::slices::missing(&plan).iter().map(|slice| format!("! {slice}")));
             print(&mut out, &lines)?;
             return Ok(if lines.is_empty() { 0 } else { EXIT_DIFFERENT });
         }
@@ -306,7 +307,7 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
             } else if resolved.dry_run {
                 script(&mut out, &Plan::compile(&resolved.intent)?)?;
             } else {
-                apply(&mut out, &place, resolved.intent, backend, &confirm)?;
+                return apply(&mut out, &place, resolved.intent, backend, &confirm);
             }
         }
         Command::Watch { place, options, watch } => watch::run(&place, &options, &watch)?,
@@ -334,7 +335,7 @@ fn apply(
     mut intent: RedirectIntent,
     backend: Backend,
     confirm: &Confirm,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<u8> {
     let netns = place.open()?;
     place.keep_ssh(&netns, &mut intent, None)?;
     let plan = Plan::compile(&intent)?;
@@ -347,7 +348,11 @@ fn apply(
     if let Some(more) = more {
         writeln!(out, "{more}")?;
     }
-    Ok(())
+    let missing = crate::slices::missing(&plan);
+    for slice in &missing {
+        eprintln!("ursa-init: warning: {slice}");
+    }
+    Ok(if missing.is_empty() { 0 } else { EXIT_MISSING })
 }
 
 /// Prints the document and where its values come from.

@@ -74,20 +74,6 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A workload's slice isn't there.
-    #[error(
-        "can't look up the cgroup {}{hint}; nothing was changed",
-        path.display()
-    )]
-    Cgroup {
-        /// Where it should be.
-        path: PathBuf,
-        /// What to do.
-        hint: Hint,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
     /// A program of iptables is missing, or refused.
     #[error("can't {what}: {detail}{hint}")]
     Iptables {

@@ -98,7 +98,7 @@ pub struct Workload {
     pub name: String,
     /// The users that it runs as, and nothing else does.
     pub uids: Vec<Ids>,
-    /// The slices that it runs in. They must exist when the rules are put in place; see [`Cgroup`].
+    /// The slices that it runs in. One that doesn't exist yet is waited for; see [`Cgroup`].
     pub slices: Vec<Cgroup>,
     /// User ids of its proxy.
     pub proxy_uids: Vec<u32>,

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::cgroup::Cgroups;
+use crate::cgroup::{self, Cgroups};
 use crate::error::{Error, Hint};
 use crate::nft::text_difference;
 use crate::plan::{Family, Plan};
@@ -60,7 +60,7 @@ pub fn render(plan: &Plan) -> Result<Vec<(Family, Table, String)>, Error> {
 
 /// Puts the plan's rules in place in the calling thread's network namespace; returns whether anything changed.
 pub fn apply(plan: &Plan, variant: Variant) -> Result<bool, Error> {
-    let cgroups = Cgroups::resolve(plan)?;
+    let cgroups = Cgroups::resolve(plan);
     let kernel = Kernel::open(variant)?;
     let wanted = kernel.compile(plan, &cgroups)?;
     kernel.exclusively(|kernel| kernel.reach(&wanted))
@@ -82,7 +82,7 @@ pub fn show(variant: Variant) -> Result<Vec<String>, Error> {
 
 /// The differences between the kernel (`-`) and the plan (`+`).
 pub fn diff(plan: &Plan, variant: Variant) -> Result<Vec<String>, Error> {
-    let cgroups = Cgroups::resolve(plan)?;
+    let cgroups = Cgroups::resolve(plan);
     let kernel = Kernel::open(variant)?;
     let wanted = kernel.compile(plan, &cgroups)?;
     Ok(wanted.differences(&kernel.read()?, true))
@@ -158,8 +158,18 @@ fn found(saved: &Saved) -> Tables {
     ours.filter(|(_, rules)| !rules.is_empty()).collect()
 }
 
+/// What was there, as far as it can be written again: iptables takes no path of a cgroup that is gone, and nothing
+/// matches it any more.
 fn old_rules(state: &State) -> Wanted {
-    Wanted { families: state.iter().map(|(family, saved)| (*family, found(saved))).collect() }
+    let possible = |(table, rules)| (table, possible(rules));
+    let of = |saved| found(saved).into_iter().map(possible).collect();
+    Wanted { families: state.iter().map(|(family, saved)| (*family, of(saved))).collect() }
+}
+
+fn possible(rules: Rules) -> Rules {
+    let root = cgroup::root().ok();
+    rules
+        .without_cgroups(|path| !root.as_ref().is_some_and(|root| root.join(path.trim_matches('/')).is_dir()))
 }
 
 struct Kernel {
@@ -258,7 +268,7 @@ impl Kernel {
             if saved.ours(Table::Nat).is_empty() || saved.holds(table, &new, true) {
                 return new;
             }
-            save::union(&new, &saved.ours(table))
+            save::union(&new, &possible(saved.ours(table)))
         };
         self.stage(before, &GUARDS, transition)?;
         self.stage(before, &REDIRECTS, |family, _, table| wanted.rules(family, table))?;

@@ -11,6 +11,7 @@
 //! * [`watch`]: keeping it in place.
 //! * [`confirm`]: changes that are rolled back unless somebody confirms them.
 //! * [`probes`]: the kubelet's probes, which have no certificate.
+//! * [`slices`]: those by which workloads are told apart, while they come and go.
 //! * [`ssh`]: the operator's way in, which is left alone.
 //! * [`netns`]: running all that in another network namespace.
 //!
@@ -40,6 +41,7 @@ pub mod plan;
 pub mod probes;
 mod random;
 pub mod routes;
+pub mod slices;
 pub mod ssh;
 pub mod users;
 pub mod watch;
@@ -74,7 +76,7 @@ pub fn apply(plan: &Plan) -> Result<Applied, Error> {
 
 /// Puts the plan in place in the calling thread's network namespace: missing routes first (they close), then the rules,
 /// then a read-back, then what another backend or the plan before left is removed. Nothing changes when the plan is already in place;
-/// on failure what this call changed is undone.
+/// on failure what this call changed is undone. A slice that doesn't exist is no failure: see [`slices::missing`].
 pub fn apply_with(plan: &Plan, backend: Backend) -> Result<Applied, Error> {
     netns::Netns::current()?.refuse_other_users()?;
     let routes = routes::ensure(plan)?;

@@ -64,7 +64,7 @@ fn attempts() -> impl Iterator<Item = usize> {
 
 /// Puts the plan's rules in place in the calling thread's network namespace; returns whether anything changed.
 pub fn apply(plan: &Plan) -> Result<bool, Error> {
-    let cgroups = Cgroups::resolve(plan)?;
+    let cgroups = Cgroups::resolve(plan);
     let mut kernel = Kernel::open(TABLE)?;
     match apply_ruleset(&mut kernel, &encode::ruleset(plan, &cgroups, Layout::Inet)) {
         // Nothing was changed. Kernels before 5.2 translate addresses only in a table of one family; and if that
@@ -137,7 +137,7 @@ pub fn read_back() -> Result<Option<Ruleset>, Error> {
 /// The differences between the kernel (`-`) and the plan (`+`).
 pub fn diff(plan: &Plan) -> Result<Vec<String>, Error> {
     let found = read_back()?.unwrap_or_default();
-    let wanted = encode::ruleset(plan, &Cgroups::resolve(plan)?, Layout::of(&found));
+    let wanted = encode::ruleset(plan, &Cgroups::resolve(plan), Layout::of(&found));
     let lines = difference(&found.lines(Counters::Hide), &wanted.lines(Counters::Hide));
     // The text could hide what the bytes show.
     if lines.is_empty() && !found.same_as(&wanted) && !wanted.chains.is_empty() {
@@ -381,7 +381,7 @@ fn batch(table: &str, generation: u32, found: Option<&Ruleset>, wanted: Option<&
 
 /// A rule's comment as nft stores it: type 0, length, text with its zero.
 fn comment(text: &str) -> Vec<u8> {
-    let text = &text.as_bytes()[..text.len().min(254)];
+    let text = &text.as_bytes()[..text.len().min(ruleset::COMMENT)];
     let mut bytes = vec![0, u8::try_from(text.len() + 1).unwrap_or(u8::MAX)];
     bytes.extend_from_slice(text);
     bytes.push(0);

@@ -7,6 +7,7 @@ mod compile;
 pub mod simulate;
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -34,10 +35,21 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether a workload is told by its slice: a slice that is made again is another one, and the kernel tells nobody.
-    pub fn names_slices(&self) -> bool {
+    /// The slices by which workloads are told apart. One that is made again is another one, and the kernel changes no
+    /// rule for it.
+    pub fn slices(&self) -> BTreeSet<&Cgroup> {
         let rules = self.chains.iter().flat_map(|chain| &chain.rules);
-        rules.flat_map(|rule| &rule.matches).any(|m| matches!(m, Match::Cgroup(_)))
+        rules.flat_map(Rule::cgroups).collect()
+    }
+}
+
+impl Rule {
+    /// The cgroups that it matches.
+    pub(crate) fn cgroups(&self) -> impl Iterator<Item = &Cgroup> {
+        self.matches.iter().filter_map(|m| match m {
+            Match::Cgroup(cgroup) => Some(cgroup),
+            _ => None,
+        })
     }
 }
 

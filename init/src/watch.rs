@@ -1,9 +1,9 @@
 //! Keeps a redirect in place: the kernel tells of every change of rules and routes, and what differs is put back.
 //!
 //! Nothing is polled; a slow interval only covers what could be lost. The exceptions are what the kernel tells nobody:
-//! changes of iptables' old tables, and a slice that was removed and made again. Where there is one of either, it is
-//! looked at every second. Who keeps undoing the repairs is named and met with growing pauses, so that two programs
-//! that fight don't keep a machine busy.
+//! changes of iptables' old tables. Where there are any, they are looked at every second; so are slices, beside being
+//! told of. Who keeps undoing the repairs is named and met with growing pauses, so that two programs that fight don't
+//! keep a machine busy.
 
 mod events;
 mod keeper;
@@ -89,6 +89,7 @@ impl Watch<'_> {
         let mut keeper = Keeper::new(self.plan.clone(), self.backend);
         keeper.put(self.plan.clone(), &events)?;
         self.publish(&keeper);
+        self.tell_missing(&keeper);
         (self.tell)("the redirect is in place and watched");
         notify("READY=1\nSTATUS=the redirect is in place and watched");
         loop {
@@ -138,13 +139,25 @@ impl Watch<'_> {
     fn take_new(&self, keeper: &mut Keeper, events: &Events) {
         let done = (self.reload)()
             .and_then(|plan| keeper.put(plan, events).map(drop).map_err(|error| error.with_causes()));
-        keeper.status_mut().message = match &done {
-            Ok(()) => String::new(),
-            Err(why) => format!("the new redirect isn't taken, the old one stays: {why}"),
-        };
-        self.publish(keeper);
-        let message = &keeper.status().message;
-        (self.tell)(if done.is_ok() { "read again; the redirect is in place" } else { message });
+        match done {
+            Ok(()) => {
+                self.publish(keeper);
+                (self.tell)("read again; the redirect is in place");
+                self.tell_missing(keeper);
+            }
+            Err(why) => {
+                let message = format!("the new redirect isn't taken, the old one stays: {why}");
+                (self.tell)(&message);
+                keeper.status_mut().message = message;
+                self.publish(keeper);
+            }
+        }
+    }
+
+    fn tell_missing(&self, keeper: &Keeper) {
+        for slice in &keeper.status().missing_slices {
+            (self.tell)(&slice.to_string());
+        }
     }
 
     fn publish(&self, keeper: &Keeper) {

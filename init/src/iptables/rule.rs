@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::compile::{Table, name};
-use crate::cgroup::Cgroups;
+use crate::cgroup::{self, Cgroups};
 use crate::error::Error;
 use crate::intent::{Cgroup, Ids, Interface, Ports};
 use crate::plan::{Action, Family, Match, Protocol, Rule};
@@ -243,7 +243,11 @@ pub(super) fn lines(
     family: Family,
     cgroups: &Cgroups,
 ) -> Result<Vec<String>, Error> {
-    let comment = comment(rule, matching, cgroups);
+    if let Some(cgroup) = cgroups.missing(matching.cgroups.iter()) {
+        // iptables takes no path that doesn't exist. A rule without a target matches everything and does nothing.
+        return Ok(vec![comment(&cgroup::waiting(&rule.reason, cgroup)).trim_start().to_owned()]);
+    }
+    let comment = comment(&numbered(rule, matching, cgroups));
     let line = |protocol, target: &str| format!("{}{comment} {target}", matching.text(protocol));
     let one = |target: &str| Ok(vec![line(None, target)]);
     let transport = matches!(matching.protocol, Some(Protocol::Tcp | Protocol::Udp));
@@ -297,7 +301,7 @@ pub(super) fn lines(
 
 /// Why the rule exists. A cgroup's number stands there too: the kernel gives back only the path, and a cgroup that
 /// was made again under the same path is another one.
-fn comment(rule: &Rule, matching: &Matching, cgroups: &Cgroups) -> String {
+fn numbered(rule: &Rule, matching: &Matching, cgroups: &Cgroups) -> String {
     let mut text = rule.reason.to_string();
     for cgroup in &matching.cgroups {
         let id = cgroups.id(cgroup);
@@ -305,6 +309,11 @@ fn comment(rule: &Rule, matching: &Matching, cgroups: &Cgroups) -> String {
             let _ = write!(text, " (cgroup {id})");
         }
     }
+    text
+}
+
+/// A comment, as iptables takes it.
+fn comment(text: &str) -> String {
     // A workload's name may hold anything; a line break would begin a command of its own.
     let mut clean: String =
         text.chars().map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' }).collect();

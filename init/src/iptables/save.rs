@@ -200,6 +200,19 @@ fn words(line: &str) -> Vec<String> {
     out
 }
 
+impl Rules {
+    /// The rules that match none of these cgroups, told by their paths.
+    pub(super) fn without_cgroups(mut self, gone: impl Fn(&str) -> bool) -> Self {
+        for (_, rules) in &mut self.chains {
+            rules.retain(|rule| {
+                let words = words(rule);
+                !words.windows(2).any(|pair| pair[0] == "--path" && gone(&pair[1]))
+            });
+        }
+        self
+    }
+}
+
 /// The new rules, and behind them what the old ones have more: whoever is refused by one of both is refused.
 pub(super) fn union(new: &Rules, old: &Rules) -> Rules {
     let meaning = |rule: &String| canonical(rule, Comments::Ignore);

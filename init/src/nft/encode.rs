@@ -1,10 +1,12 @@
 //! From the plan's rules to nftables' instructions.
 
+use std::borrow::Cow;
+
 use ipnet::IpNet;
 
 use super::expr::{Base, CT_STATE_INVALID, Cmp, CtKey, Expr, MetaKey, SYN, SYN_ACK, TCP_FLAGS, Verdict};
 use super::ruleset::{ChainDef, RuleDef, Ruleset, TableFamily};
-use crate::cgroup::Cgroups;
+use crate::cgroup::{self, Cgroups};
 use crate::intent::{Ids, Interface, Ports};
 use crate::plan::{Action, Family, Match, Plan, Protocol, Rule};
 
@@ -40,7 +42,8 @@ impl Layout {
     }
 }
 
-/// The rules that the kernel should hold for a plan. Cgroups are compared by their number.
+/// The rules that the kernel should hold for a plan. Cgroups are compared by their number; the rule of one that doesn't
+/// exist matches nothing, and says so.
 pub(super) fn ruleset(plan: &Plan, cgroups: &Cgroups, layout: Layout) -> Ruleset {
     let mut set = Ruleset { tables: layout.tables().iter().copied().collect(), ..Ruleset::default() };
     for family in layout.tables() {
@@ -48,8 +51,12 @@ pub(super) fn ruleset(plan: &Plan, cgroups: &Cgroups, layout: Layout) -> Ruleset
             let def =
                 ChainDef { family: *family, name: chain.name.to_string(), hook: chain.hook.map(Into::into) };
             for rule in chain.rules.iter().filter(|rule| concerns(rule, *family)) {
+                let reason = match cgroups.missing(rule.cgroups()) {
+                    Some(cgroup) => Cow::Owned(cgroup::waiting(&rule.reason, cgroup)),
+                    None => Cow::Borrowed(rule.reason.as_ref()),
+                };
                 for exprs in instructions(rule, cgroups, *family) {
-                    set.rules.push(RuleDef::new(&def, exprs, &rule.reason));
+                    set.rules.push(RuleDef::new(&def, exprs, &reason));
                 }
             }
             set.chains.push(def);

@@ -69,6 +69,9 @@ pub(super) struct HookDef {
     pub(super) policy: u32,
 }
 
+/// The longest comment that fits into a rule's user data of 256 bytes, with its type, length and end.
+pub(super) const COMMENT: usize = 253;
+
 /// `NF_ACCEPT`, the policy of all our chains.
 const ACCEPT: u32 = 1;
 
@@ -102,7 +105,12 @@ pub(super) struct RuleDef {
 
 impl RuleDef {
     pub(super) fn new(chain: &ChainDef, exprs: Vec<Expr>, comment: &str) -> Self {
-        let (family, chain, comment) = (chain.family, chain.name.clone(), comment.to_owned());
+        let mut end = comment.len().min(COMMENT);
+        while !comment.is_char_boundary(end) {
+            end -= 1;
+        }
+        let comment = comment[..end].to_owned();
+        let (family, chain) = (chain.family, chain.name.clone());
         Self { family, chain, exprs, comment, packets: 0, raw: None }
     }
 

@@ -1,8 +1,9 @@
-//! What the kernel tells about rules and routes of a namespace.
+//! What the kernel tells about rules and routes of a namespace, and about the slices that its redirect names.
 
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use netlink_sys::Socket;
@@ -11,6 +12,8 @@ use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use serde::{Deserialize, Serialize};
 
 use crate::netlink::{attribute, be32, text};
+use crate::plan::Plan;
+use crate::slices::Follow;
 
 const NETLINK_ROUTE: isize = 0;
 const NETLINK_NETFILTER: isize = 12;
@@ -42,7 +45,7 @@ impl fmt::Display for Process {
     }
 }
 
-/// Rules or routes changed.
+/// Rules or routes changed, or a slice came or went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// By whom, if the kernel said so.
@@ -54,6 +57,8 @@ pub struct Change {
 pub struct Events {
     rules: Option<Socket>,
     routes: Socket,
+    /// Made when a redirect first names slices.
+    slices: OnceLock<Follow>,
     /// The thread whose changes are no news.
     own: AtomicU32,
 }
@@ -66,9 +71,25 @@ impl Events {
             Err(error) if error.raw_os_error() == Some(nix::libc::EPROTONOSUPPORT) => None,
             subscribed => Some(subscribed?),
         };
-        let events = Self { rules, routes: subscribe(NETLINK_ROUTE, &ROUTES)?, own: AtomicU32::default() };
+        let routes = subscribe(NETLINK_ROUTE, &ROUTES)?;
+        let events = Self { rules, routes, slices: OnceLock::new(), own: AtomicU32::default() };
         events.own();
         Ok(events)
+    }
+
+    /// From now on it is news when a slice of this plan comes or goes. After an error it isn't.
+    pub(super) fn follow(&self, plan: &Plan) -> io::Result<()> {
+        if let Some(slices) = self.slices.get() {
+            return slices.plan(plan);
+        }
+        if plan.slices().is_empty() {
+            return Ok(());
+        }
+        let slices = Follow::new()?;
+        slices.plan(plan)?;
+        // Somebody else's that came first is as good, and is told of the plan next time.
+        let _ = self.slices.set(slices);
+        Ok(())
     }
 
     /// From now on the changes of the calling thread are no news.
@@ -77,15 +98,20 @@ impl Events {
         self.own.store(thread, Ordering::Relaxed);
     }
 
-    /// What becomes readable when there is news.
+    /// What becomes readable when there is news. With the first redirect that names slices comes one more.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.rules.iter().chain([&self.routes]).map(Socket::as_fd)
+        self.rules.iter().chain([&self.routes]).map(Socket::as_fd).chain(self.slices.get().map(Follow::as_fd))
     }
 
     /// Takes what was told until now; `None` when that was nothing, or only our own doing. May wait for the end of a
     /// commit that is being told.
     pub fn take(&self) -> io::Result<Option<Change>> {
-        let mut news = false;
+        let mut news = self.slices.get().is_some_and(|slices| {
+            slices.changed().unwrap_or_else(|error| {
+                tracing::warn!(%error, "what is told of slices can't be read; they are looked at every second");
+                true
+            })
+        });
         drain(&self.routes, |_| news = true)?;
         Ok(match self.commit()? {
             Commit::Foreign(by) => Some(Change { by }),

@@ -7,9 +7,11 @@ use super::events::{Events, Process};
 use super::status::{State, Status};
 use crate::Applied;
 use crate::backend::Backend;
+use crate::cgroup::Cgroups;
 use crate::error::Error;
 use crate::iptables::Variant;
 use crate::plan::Plan;
+use crate::slices;
 
 /// So many repairs in [`FIGHT`] are a fight.
 const REPAIRS: usize = 10;
@@ -40,6 +42,8 @@ pub struct Keeper {
     backend: Backend,
     status: Status,
     fight: Fight,
+    /// Those for which the rules were made.
+    cgroups: Cgroups,
     /// Whether the kernel tells nothing of some changes.
     silent: bool,
 }
@@ -47,7 +51,8 @@ pub struct Keeper {
 impl Keeper {
     /// One that has put nothing in place yet.
     pub fn new(plan: Plan, backend: Backend) -> Self {
-        Self { plan, backend, status: Status::new(), fight: Fight::default(), silent: false }
+        let (fight, cgroups) = (Fight::default(), Cgroups::default());
+        Self { plan, backend, status: Status::new(), fight, cgroups, silent: false }
     }
 
     /// What is kept in place.
@@ -72,8 +77,13 @@ impl Keeper {
     /// Puts a plan in place, which is kept from then on. After an error it is the former one that is.
     pub fn put(&mut self, plan: Plan, events: &Events) -> Result<Applied, Error> {
         events.own();
+        follow(events, &plan);
+        // Looked up before: what comes meanwhile is told and looked up again.
+        let cgroups = Cgroups::resolve(&plan);
         let applied = crate::apply_with(&plan, self.backend)?;
         self.plan = plan;
+        self.cgroups = cgroups;
+        self.status.missing_slices = slices::missing(&self.plan);
         self.silent = crate::backend::left_over(Variant::Legacy).unwrap_or_default();
         if self.fight.is_over(Instant::now()) {
             self.status.recovered();
@@ -93,13 +103,40 @@ impl Keeper {
 
     /// How long to wait for the next look if nothing is told; `interval` where nothing else is to be looked at.
     pub fn wait(&self, interval: Duration) -> Duration {
-        let silent = self.silent || self.plan.names_slices();
+        let silent = self.silent || !self.plan.slices().is_empty();
         self.pause().unwrap_or(if silent { interval.min(SILENT) } else { interval })
+    }
+
+    /// Makes the rules for the slices that are there now, if these aren't the same any more. Nobody's fault, and no fight.
+    fn renew(&mut self) -> Option<Look> {
+        let now = Cgroups::resolve(&self.plan);
+        let news = now.news(&self.cgroups);
+        if news.is_empty() {
+            self.cgroups = now;
+            return None;
+        }
+        if let Err(error) = crate::apply_with(&self.plan, self.backend) {
+            let failing = self.status.state == State::Failing;
+            self.status.state = State::Failing;
+            let error = error.with_causes();
+            self.status.message = format!("slices came or went, and the redirect can't follow: {error}");
+            return Some(if failing { Look::Same } else { Look::News(self.status.message.clone()) });
+        }
+        self.cgroups = now;
+        self.status.missing_slices = slices::missing(&self.plan);
+        if self.fight.is_over(Instant::now()) {
+            self.status.recovered();
+        }
+        Some(Look::News(news))
     }
 
     /// Compares, and puts back what differs.
     pub fn look(&mut self, events: &Events) -> Look {
         events.own();
+        follow(events, &self.plan);
+        if let Some(look) = self.renew() {
+            return look;
+        }
         let start = Instant::now();
         let differences = match crate::diff_with(&self.plan, self.backend) {
             Ok(differences) if differences.is_empty() => {
@@ -147,6 +184,13 @@ impl Keeper {
             }
         }
         Look::News(status.message.clone())
+    }
+}
+
+/// Without it they are looked at every second.
+fn follow(events: &Events, plan: &Plan) {
+    if let Err(error) = events.follow(plan) {
+        tracing::warn!(%error, "slices can't be followed; they are looked at every second");
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::Process;
+use crate::slices::Missing;
 
 /// How it stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +39,9 @@ pub struct Status {
     /// The last time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_repair: Option<Repair>,
+    /// Slices that don't exist: what their workloads open can't be told apart.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing_slices: Vec<Missing>,
     /// What the operator should know; empty when all is well.
     pub message: String,
 }
@@ -64,18 +68,24 @@ impl Status {
             started: now(),
             repairs: 0,
             last_repair: None,
+            missing_slices: Vec::new(),
             message: String::new(),
         }
     }
 
     pub(super) fn recovered(&mut self) {
         self.state = State::InPlace;
-        self.message.clear();
+        self.message = self.lacks();
+    }
+
+    /// What there is to be said while all that can be in place is.
+    fn lacks(&self) -> String {
+        self.missing_slices.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     }
 
     pub(super) fn repaired(&mut self, took: Duration, by: Option<Process>, differences: Vec<String>) {
         self.repairs += 1;
-        self.message.clear();
+        self.message = self.lacks();
         let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.last_repair = Some(Repair { at: now(), microseconds, by, differences });
     }
