@@ -8,7 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect as connect_socket, socket};
-use serde_json::Value;
+use serde_json::{Value, json};
+use ursa_cni_protocol::Call;
 
 /// How long an agent may be away (it restarts in less).
 pub(crate) const WAIT_FOR_AGENT: Duration = Duration::from_secs(2);
@@ -29,6 +30,13 @@ pub(crate) enum AgentError {
     Unreadable(String),
     #[error("the agent refused: {0}")]
     Refused(String),
+}
+
+/// A request about a container.
+pub(crate) fn request(command: &str, call: &Call) -> Value {
+    let mut request = json!(call);
+    request["cmd"] = command.into();
+    request
 }
 
 /// Asks the agent. `patience` is how long it may be away, `deadline` how long an answer may take.

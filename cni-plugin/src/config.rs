@@ -3,19 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
+use ursa_cni_protocol::{Attachment, Call, Network, PluginConfig, Records, Workload};
 use ursa_init::RedirectIntent;
 use ursa_init::intent::kuma::for_pod;
 use ursa_init::probes::KubeletProbes;
 use ursa_model::injection::{Injection, Pod, Rules};
-use ursa_model::labels::{self, Labels};
+use ursa_model::labels::Labels;
 
 use crate::json;
 use crate::spec::{Code, Environment, Failure, NEWEST, VERSIONS};
 
 /// The runtime's capability that delivers a pod's annotations.
-pub(crate) const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+pub const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 /// The group of every proxy, which the redirect exempts where the configuration names nobody: the agent gives each
 /// pod's proxy a user of its own.
 const PROXY_GID: u32 = 5678;
@@ -23,52 +24,44 @@ const PROXY_GID: u32 = 5678;
 /// What the runtime writes to standard input, apart from the previous result.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(crate) struct NetConf {
+pub struct NetConf {
     cni_version: String,
-    /// The network's name: attachments are counted per network.
-    pub(crate) name: String,
+    /// The network.
+    #[serde(skip)]
+    pub network: Network,
     /// What the operator wants of the runtime.
     capabilities: BTreeMap<String, Value>,
     runtime_config: RuntimeConfig,
     /// Where the agent's socket is, and what is known of each container.
-    pub(crate) run_dir: PathBuf,
+    pub run_dir: PathBuf,
     /// Where the agent keeps what outlives it.
-    pub(crate) state_dir: PathBuf,
-    /// Kubernetes namespaces whose pods are never meshed.
-    exclude_namespaces: Vec<String>,
-    /// Annotations of every pod of this network; the pod's own win.
-    annotations: Labels,
-    /// Labels of every pod of this network.
-    labels: Labels,
+    pub state_dir: PathBuf,
     /// What a pod is about which nothing says anything.
-    pub(crate) default: Option<Silent>,
+    pub default: Option<Silent>,
     /// The redirect; the pod's annotations win. Read only for meshed pods: a mistake in it must not
     /// stop the others.
     redirect: Option<Value>,
     /// The kubelet's connections that go past the proxy.
     kubelet_probes: KubeletProbes,
-    /// For the agent, read only for meshed pods likewise.
+    /// Likewise.
     workload: Option<Value>,
     /// The attachments that exist, with GC.
     #[serde(rename = "cni.dev/valid-attachments")]
-    valid_attachments: Option<Vec<Attachment>>,
+    valid_attachments: Option<Vec<ValidAttachment>>,
     /// The same under the name that the specification's text had for a while.
     #[serde(rename = "cni.dev/attachments")]
-    attachments: Option<Vec<Attachment>>,
+    attachments: Option<Vec<ValidAttachment>>,
 }
 
 impl Default for NetConf {
     fn default() -> Self {
         Self {
             cni_version: String::new(),
-            name: String::new(),
+            network: Network::default(),
             capabilities: BTreeMap::new(),
             runtime_config: RuntimeConfig::default(),
             run_dir: PathBuf::from("/run/ursa"),
             state_dir: PathBuf::from("/var/lib/ursa/agent"),
-            exclude_namespaces: Vec::new(),
-            annotations: Labels::new(),
-            labels: Labels::new(),
             default: None,
             redirect: None,
             kubelet_probes: KubeletProbes::default(),
@@ -94,7 +87,7 @@ fn delivered<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Labels>, D::Er
 /// What a pod is that says nothing, in a namespace of which nothing is known either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Silent {
+pub enum Silent {
     /// Meshed.
     Enabled,
     /// Left alone.
@@ -103,41 +96,52 @@ pub(crate) enum Silent {
     Ask,
 }
 
-/// One of `cni.dev/valid-attachments`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Attachment {
+/// One of `cni.dev/valid-attachments`: they are of the network that the call is about.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ValidAttachment {
     #[serde(rename = "containerID")]
-    pub(crate) container_id: String,
+    container_id: String,
+    /// Runtimes name it; where one doesn't, all of the container's are meant.
     #[serde(default)]
-    pub(crate) ifname: String,
+    ifname: String,
 }
 
-/// What the operator says of the workloads of this network, as far as the decision needs it; the agent reads more.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct Workload {
-    name: Option<String>,
-    mesh: Option<String>,
-    labels: Labels,
+impl ValidAttachment {
+    /// Whether it is this one.
+    pub fn is(&self, attachment: &Attachment) -> bool {
+        self.container_id == attachment.container_id
+            && (self.ifname.is_empty() || self.ifname == attachment.ifname)
+    }
 }
 
 /// The configuration, and the result of the plugin before us.
 #[derive(Debug)]
-pub(crate) struct Config {
-    pub(crate) conf: NetConf,
+pub struct Config {
+    /// The plugin's part.
+    pub conf: NetConf,
     /// As it was written, so that it goes on untouched.
     previous: Option<String>,
 }
 
 /// The version that a document asks for, for errors about the document itself.
-pub(crate) fn version_of(text: &str) -> String {
+pub fn version_of(text: &str) -> String {
     let version = json::member(text, "cniVersion").and_then(|raw| serde_json::from_str::<String>(raw).ok());
     version.filter(|version| !version.is_empty()).unwrap_or_else(|| NEWEST.to_owned())
 }
 
+/// The previous result of a document as it was written there, whatever else is in it.
+pub fn previous_of(text: &str) -> Result<&str, Failure> {
+    json::member(text, "prevResult").filter(|raw| raw.starts_with('{')).ok_or_else(without_previous)
+}
+
+fn without_previous() -> Failure {
+    let hint = "ursa-cni must come after the plugin that creates the interface (bridge, Calico, Cilium, …)";
+    Failure::new(Code::InvalidConfig, "there is no prevResult", hint)
+}
+
 impl Config {
     /// Whether the document is JSON at all.
-    pub(crate) fn check_syntax(text: &str) -> Result<(), Failure> {
+    pub fn check_syntax(text: &str) -> Result<(), Failure> {
         serde_json::from_str::<serde::de::IgnoredAny>(text).map(drop).map_err(|e| {
             Failure::new(
                 Code::Decode,
@@ -148,9 +152,9 @@ impl Config {
     }
 
     /// Reads the document.
-    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
+    pub fn parse(text: &str) -> Result<Self, Failure> {
         Self::check_syntax(text)?;
-        let conf: NetConf = serde_json::from_str(text).map_err(|e| {
+        let conf = NetConf::read(text).map_err(|e| {
             Failure::new(
                 Code::InvalidConfig,
                 "the configuration of ursa-cni is invalid",
@@ -170,31 +174,25 @@ impl Config {
     }
 
     /// Reads what can be read: for a pod that goes, whatever became of the configuration.
-    pub(crate) fn for_departure(text: &str) -> Self {
+    pub fn for_departure(text: &str) -> Self {
         Self::parse(text).unwrap_or_else(|failure| {
             eprintln!("ursa-cni: {failure}; going on without it");
-            let path = |name: &str| {
-                let raw = json::member(text, name)?;
-                serde_json::from_str::<PathBuf>(raw).ok()
-            };
+            let word = |name: &str| serde_json::from_str::<String>(json::member(text, name)?).ok();
             let mut conf = NetConf::default();
-            conf.run_dir = path("runDir").unwrap_or(conf.run_dir);
-            conf.state_dir = path("stateDir").unwrap_or(conf.state_dir);
+            conf.run_dir = word("runDir").map_or(conf.run_dir, PathBuf::from);
+            conf.state_dir = word("stateDir").map_or(conf.state_dir, PathBuf::from);
+            conf.network.name = word("name").unwrap_or_default();
             Self { conf, previous: None }
         })
     }
 
     /// The previous result as it was written; this plugin only makes sense after one that gave the pod its addresses.
-    pub(crate) fn previous(&self) -> Result<&str, Failure> {
-        self.previous.as_deref().filter(|raw| raw.starts_with('{')).ok_or_else(|| {
-            let hint =
-                "ursa-cni must come after the plugin that creates the interface (bridge, Calico, Cilium, …)";
-            Failure::new(Code::InvalidConfig, "there is no prevResult", hint)
-        })
+    pub fn previous(&self) -> Result<&str, Failure> {
+        self.previous.as_deref().filter(|raw| raw.starts_with('{')).ok_or_else(without_previous)
     }
 
     /// The pod's addresses, without prefix lengths.
-    pub(crate) fn addresses(&self) -> Result<Vec<String>, Failure> {
+    pub fn addresses(&self) -> Result<Vec<String>, Failure> {
         #[derive(Deserialize)]
         struct Ip {
             address: String,
@@ -213,8 +211,16 @@ impl Config {
 }
 
 impl NetConf {
+    /// Reads the plugin's part.
+    pub fn read(text: &str) -> serde_json::Result<Self> {
+        // One after the other: a flattened part would have numbers read that concern nobody, however odd.
+        let mut conf: Self = serde_json::from_str(text)?;
+        conf.network = serde_json::from_str(text)?;
+        Ok(conf)
+    }
+
     /// The pod as far as the call describes it.
-    pub(crate) fn pod<'a>(&'a self, environment: &'a Environment, nothing: &'a Labels) -> Pod<'a> {
+    pub fn pod<'a>(&'a self, environment: &'a Environment, nothing: &'a Labels) -> Pod<'a> {
         Pod {
             name: environment.argument("K8S_POD_NAME"),
             namespace: environment.argument("K8S_POD_NAMESPACE"),
@@ -230,25 +236,18 @@ impl NetConf {
         self.runtime_config.annotations.as_ref().or((!wanted).then_some(nothing))
     }
 
-    /// What the operator says, without the default.
-    pub(crate) fn rules<'a>(&'a self, workload: Option<&'a Workload>) -> Rules<'a> {
-        Rules {
-            exclude_namespaces: &self.exclude_namespaces,
-            annotations: Some(&self.annotations),
-            labels: Some(&self.labels),
-            default: match self.default {
-                Some(Silent::Enabled) => Some(Injection::Enabled),
-                Some(Silent::Disabled) => Some(Injection::Disabled),
-                Some(Silent::Ask) | None => None,
-            },
-            mesh: workload.and_then(|workload| workload.mesh.as_deref()),
-            workload: workload.and_then(|workload| workload.labels.get(labels::WORKLOAD)).map(String::as_str),
-            dataplane: workload.and_then(|workload| workload.name.as_deref()),
-        }
+    /// What the operator says.
+    pub fn rules<'a>(&'a self, workload: Option<&'a Workload>) -> Rules<'a> {
+        let default = match self.default {
+            Some(Silent::Enabled) => Some(Injection::Enabled),
+            Some(Silent::Disabled) => Some(Injection::Disabled),
+            Some(Silent::Ask) | None => None,
+        };
+        self.network.rules(workload, default)
     }
 
     /// What the operator says of the network's workloads.
-    pub(crate) fn workload(&self) -> Result<Workload, Failure> {
+    pub fn workload(&self) -> Result<Workload, Failure> {
         let Some(given) = &self.workload else { return Ok(Workload::default()) };
         Workload::deserialize(given).map_err(|e| {
             Failure::new(
@@ -259,22 +258,14 @@ impl NetConf {
         })
     }
 
-    /// The network's annotations, overridden by the pod's.
-    pub(crate) fn all_annotations(&self, of_pod: Option<&Labels>) -> Labels {
-        let mut all = self.annotations.clone();
-        all.extend(of_pod.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
-        all
-    }
-
-    /// What the runtime delivered, for the agent; `null` when nobody knows.
-    pub(crate) fn annotations_for_agent(&self) -> Value {
+    /// What the runtime delivered, with the network's annotations; `None` when nobody knows.
+    fn annotations_for_agent(&self) -> Option<Labels> {
         let nothing = Labels::new();
-        self.delivered_annotations(&nothing)
-            .map_or(Value::Null, |words| json!(self.all_annotations(Some(words))))
+        self.delivered_annotations(&nothing).map(|words| self.network.annotations_with(words))
     }
 
     /// The pod's redirect.
-    pub(crate) fn intent(&self, of_pod: Option<&Labels>) -> Result<RedirectIntent, Failure> {
+    pub fn intent(&self, of_pod: Option<&Labels>) -> Result<RedirectIntent, Failure> {
         let given = self.redirect.clone().unwrap_or_else(|| json!({}));
         let intent: RedirectIntent = serde_json::from_value(given).map_err(|e| {
             Failure::new(
@@ -283,7 +274,8 @@ impl NetConf {
                 e.to_string(),
             )
         })?;
-        for_pod(intent, PROXY_GID, &self.all_annotations(of_pod)).map_err(|faults| {
+        let annotations = self.network.annotations_with(of_pod.unwrap_or(&Labels::new()));
+        for_pod(intent, PROXY_GID, &annotations).map_err(|faults| {
             let faults: Vec<_> =
                 faults.iter().map(|fault| format!("{} {}", fault.field, fault.message)).collect();
             Failure::new(
@@ -295,7 +287,7 @@ impl NetConf {
     }
 
     /// The redirect of a pod with these addresses.
-    pub(crate) fn intent_at(&self, addresses: &[String]) -> Result<RedirectIntent, Failure> {
+    pub fn intent_at(&self, addresses: &[String]) -> Result<RedirectIntent, Failure> {
         let mut intent = self.intent(self.own_annotations())?;
         let addresses: Vec<_> = addresses.iter().filter_map(|address| address.parse().ok()).collect();
         self.kubelet_probes.exempt(&mut intent, &addresses);
@@ -303,32 +295,46 @@ impl NetConf {
     }
 
     /// The annotations that the runtime delivered.
-    pub(crate) fn own_annotations(&self) -> Option<&Labels> {
+    pub fn own_annotations(&self) -> Option<&Labels> {
         self.runtime_config.annotations.as_ref()
     }
 
-    /// What the agent needs of the configuration.
-    pub(crate) fn for_agent(&self, redirect: Option<&RedirectIntent>) -> Result<Value, Failure> {
-        let mut config = json!({
-            "name": self.name,
-            "annotations": self.annotations,
-            "labels": self.labels,
-            "excludeNamespaces": self.exclude_namespaces,
-        });
-        if let Some(workload) = &self.workload {
-            config["workload"] = workload.clone();
+    /// What was done for containers.
+    pub fn records(&self) -> Records {
+        Records::below(&self.run_dir)
+    }
+
+    /// The call as the agent is told of it: of a meshed pod with its redirect and addresses, and what the operator says
+    /// of the network's workloads; of any other only what decides.
+    pub fn call(&self, environment: &Environment) -> Call {
+        Call {
+            container_id: environment.container_id.clone(),
+            ifname: environment.ifname.clone(),
+            netns: environment.netns.clone().unwrap_or_default(),
+            args: environment.args.clone(),
+            annotations: self.annotations_for_agent(),
+            config: PluginConfig { network: self.network.clone(), ..PluginConfig::default() },
+            ..Call::default()
         }
-        if let Some(intent) = redirect {
-            // The agent runs the sidecar as the user that the redirect exempts, wherever it was named.
-            config["redirect"] = serde_json::to_value(intent).map_err(|e| {
-                Failure::new(Code::Io, "the redirect can't be written as JSON", e.to_string())
-            })?;
-        }
-        Ok(config)
+    }
+
+    /// The same of a meshed pod.
+    pub fn meshed_call(
+        &self,
+        environment: &Environment,
+        ips: Vec<String>,
+        redirect: RedirectIntent,
+    ) -> Result<Call, Failure> {
+        let mut call = self.call(environment);
+        call.ips = ips;
+        call.config.workload = self.workload()?;
+        // The agent runs the sidecar as the user that the redirect exempts, wherever it was named.
+        call.config.redirect = Some(redirect);
+        Ok(call)
     }
 
     /// The attachments that exist. Without the list nothing may be freed: an absent list isn't an empty one.
-    pub(crate) fn valid_attachments(&self) -> Result<&[Attachment], Failure> {
+    pub fn valid_attachments(&self) -> Result<&[ValidAttachment], Failure> {
         self.valid_attachments.as_deref().or(self.attachments.as_deref()).ok_or_else(|| {
             Failure::new(
                 Code::InvalidConfig,
@@ -345,7 +351,7 @@ mod tests {
 
     #[test]
     fn the_pods_word_on_its_redirect_wins_but_not_on_its_proxys_user() {
-        let conf: NetConf = serde_json::from_str(
+        let conf = NetConf::read(
             r#"{"redirect":{"outbound":{"excludePorts":[1]},"inbound":{"excludePorts":[2]}},
                 "annotations":{"traffic.kuma.io/exclude-outbound-ports":"22, 80-90"}}"#,
         )
@@ -360,9 +366,7 @@ mod tests {
     #[test]
     fn empty_annotations_are_known_and_undelivered_ones_are_not() {
         let nothing = Labels::new();
-        let known = |text: &str| {
-            serde_json::from_str::<NetConf>(text).unwrap().delivered_annotations(&nothing).is_some()
-        };
+        let known = |text: &str| NetConf::read(text).unwrap().delivered_annotations(&nothing).is_some();
         let wanted = r#""capabilities":{"io.kubernetes.cri.pod-annotations":true}"#;
         assert!(known("{}"), "nobody asked for them");
         assert!(!known(&format!("{{{wanted}}}")));
@@ -375,8 +379,10 @@ mod tests {
 
     #[test]
     fn what_is_left_of_a_broken_configuration_serves_a_departure() {
-        let config = Config::for_departure(r#"{"cniVersion":"1.0.0","runDir":"/r","excludeNamespaces":7}"#);
-        assert_eq!(config.conf.run_dir, PathBuf::from("/r"));
+        let config = Config::for_departure(
+            r#"{"cniVersion":"1.0.0","name":"pods","runDir":"/r","excludeNamespaces":7}"#,
+        );
+        assert_eq!((config.conf.run_dir, config.conf.network.name), (PathBuf::from("/r"), "pods".to_owned()));
         assert_eq!(Config::for_departure("{").conf.run_dir, PathBuf::from("/run/ursa"));
     }
 }

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use ursa_model::injection::{
     Decision, Injection, Invalid, Knowledge, MAX_FILE, NamespaceFacts, Verdict, decide,
 };
@@ -70,12 +70,7 @@ pub(crate) fn certainly(environment: &Environment, conf: &NetConf) -> Result<Ver
             hint,
         )
     };
-    let request = json!({
-        "cmd": "cni-decide",
-        "args": environment.args,
-        "annotations": conf.annotations_for_agent(),
-        "config": conf.for_agent(None)?,
-    });
+    let request = agent::request("cni-decide", &conf.call(environment));
     let answer = agent::ask(&conf.run_dir, &request, WAIT_FOR_AGENT, WAIT_FOR_AGENT)
         .map_err(|why| later(why.to_string()))?;
     let answer = answer.get("verdict").cloned().unwrap_or(Value::Null);

@@ -146,7 +146,7 @@ fn explain(pod: Manifest, namespace: Option<Manifest>, conf: &NetConf) -> anyhow
     }
     let who = membership(&described, &rules)?;
     let intent = conf.intent(Some(&annotations))?;
-    let plan = compile(&intent)?;
+    let plan = compile(Some(&intent))?;
     let rendered = ursa_init::nft::render(&plan);
     Ok(Explanation { verdict, notes, who: Some(who), redirect: Some((intent, rendered)) })
 }
@@ -256,7 +256,7 @@ fn network(path: &Path) -> anyhow::Result<NetConf> {
             own.insert(key.to_owned(), value.clone());
         }
     }
-    serde_json::from_value(own).with_context(what)
+    NetConf::read(&own.to_string()).with_context(what)
 }
 
 #[cfg(test)]

@@ -6,13 +6,12 @@
 
 mod agent;
 pub mod cli;
-mod config;
+pub mod config;
 mod decide;
 mod explain;
 pub mod install;
 mod json;
 mod pod;
-mod record;
 pub mod runtime;
-mod spec;
+pub mod spec;
 mod verbs;

@@ -10,10 +10,18 @@ use ursa_init::netns::Netns;
 
 use crate::spec::{Code, Environment, Failure};
 
-/// The pod's namespace, never the machine's own.
+/// The pod's namespace, never the machine's own, nor one whose user ids are others.
 pub(crate) fn namespace(environment: &Environment) -> Result<Netns, Failure> {
-    let path = environment.netns.as_deref().unwrap_or(Path::new(""));
-    let netns = Netns::open(path).and_then(|netns| netns.refuse_own_or_host().map(|()| netns));
+    namespace_at(environment.netns.as_deref().unwrap_or(Path::new("")))
+}
+
+/// The same by its path.
+pub(crate) fn namespace_at(path: &Path) -> Result<Netns, Failure> {
+    let fits = |netns: &Netns| {
+        netns.refuse_own_or_host()?;
+        netns.refuse_other_users()
+    };
+    let netns = Netns::open(path).and_then(|netns| fits(&netns).map(|()| netns));
     netns.map_err(|e| {
         Failure::new(Code::InvalidNamespace, "the pod's network namespace can't be used", e.with_causes())
     })

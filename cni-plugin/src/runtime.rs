@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use crate::config::{self, Config};
+use crate::install::is_stub;
 use crate::spec::{Code, Environment, Failure, NEWEST, VERSIONS, Verb};
 use crate::verbs;
 
@@ -59,6 +60,12 @@ fn run(environment: &Environment, input: &str, version: &str) -> Result<Option<S
             }
             Ok(Some(json!({"cniVersion": version, "supportedVersions": VERSIONS}).to_string()))
         }
+        // Uninstalled: nothing that this pod or its network says is any of our business any more.
+        Verb::Add if is_stub() => {
+            eprintln!("ursa-cni: uninstalled; whoever starts now starts outside the mesh");
+            config::previous_of(input).map(|previous| Some(previous.to_owned()))
+        }
+        Verb::Status if is_stub() => Ok(None),
         Verb::Add => verbs::add(environment, &Config::parse(input)?).map(Some),
         // A pod must always be able to go, whatever became of the configuration.
         Verb::Del => {

@@ -6,23 +6,26 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 /// The versions that the plugin speaks; the result always echoes the version it was asked in.
-pub(crate) const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// The newest of them.
-pub(crate) const NEWEST: &str = "1.1.0";
+pub const NEWEST: &str = "1.1.0";
 
 /// An error as the runtime wants it: on standard output, with a code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message} ({details})")]
-pub(crate) struct Failure {
-    pub(crate) code: Code,
-    pub(crate) message: String,
-    pub(crate) details: String,
+pub struct Failure {
+    /// What kind of error.
+    pub code: Code,
+    /// What was tried, and what was found.
+    pub message: String,
+    /// More of that, and what to do next.
+    pub details: String,
 }
 
 /// Codes of the specification, and ours from 100.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(crate) enum Code {
+pub enum Code {
     /// The version isn't one of [`VERSIONS`].
     IncompatibleVersion = 1,
     /// A variable is missing or wrong.
@@ -48,39 +51,52 @@ pub(crate) enum Code {
 }
 
 impl Failure {
-    pub(crate) fn new(code: Code, message: impl Into<String>, details: impl Into<String>) -> Self {
+    /// An error.
+    pub fn new(code: Code, message: impl Into<String>, details: impl Into<String>) -> Self {
         Self { code, message: message.into(), details: details.into() }
     }
 
-    pub(crate) fn to_json(&self, version: &str) -> Value {
+    /// As it is written, in the version that was asked in.
+    pub fn to_json(&self, version: &str) -> Value {
         json!({"cniVersion": version, "code": self.code as u32, "msg": self.message, "details": self.details})
     }
 }
 
 /// What the runtime wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verb {
+pub enum Verb {
+    /// A container gets its network.
     Add,
+    /// It loses it.
     Del,
+    /// Is it as ADD left it?
     Check,
+    /// Could an ADD succeed?
     Status,
+    /// These attachments exist, and no others.
     Gc,
+    /// Which versions are spoken?
     Version,
 }
 
 /// The runtime's variables.
 #[derive(Debug)]
-pub(crate) struct Environment {
-    pub(crate) verb: Verb,
-    pub(crate) container_id: String,
-    pub(crate) ifname: String,
-    pub(crate) netns: Option<PathBuf>,
-    pub(crate) args: BTreeMap<String, String>,
+pub struct Environment {
+    /// `CNI_COMMAND`.
+    pub verb: Verb,
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_IFNAME`.
+    pub ifname: String,
+    /// `CNI_NETNS`; with DEL it may be gone.
+    pub netns: Option<PathBuf>,
+    /// `CNI_ARGS`.
+    pub args: BTreeMap<String, String>,
 }
 
 impl Environment {
     /// Reads and checks the variables; what is missing is reported all at once.
-    pub(crate) fn read(get: impl Fn(&str) -> Option<String>) -> Result<Self, Failure> {
+    pub fn read(get: impl Fn(&str) -> Option<String>) -> Result<Self, Failure> {
         let given = |name: &str| get(name).filter(|value| !value.is_empty());
         let invalid =
             |message: String, details: &str| Failure::new(Code::InvalidEnvironment, message, details);
@@ -140,7 +156,7 @@ impl Environment {
     }
 
     /// One of `CNI_ARGS`, unless it is empty.
-    pub(crate) fn argument(&self, name: &str) -> Option<&str> {
+    pub fn argument(&self, name: &str) -> Option<&str> {
         self.args.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 }

@@ -2,165 +2,55 @@
 
 mod config;
 mod decisions;
-pub(crate) mod records;
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use ursa_init::RedirectIntent;
-use ursa_model::injection::{Membership, Pod, Rules};
-use ursa_model::labels::{self, Labels};
+use ursa_cni_protocol::Call;
+use ursa_model::injection::Membership;
+use ursa_model::labels;
 
 pub use self::config::CniConfig;
 pub use self::decisions::Decisions;
 use super::config::AgentConfig;
 use super::workload::{Origin, POD_UIDS, WorkloadSpec};
 
-/// One of `cni.dev/valid-attachments`.
-#[derive(Debug, Deserialize, Serialize)]
-pub struct Attachment {
-    /// `CNI_CONTAINERID`.
-    #[serde(rename = "containerID")]
-    pub container_id: String,
+/// The workload of a container. The plugin has put the redirect in place.
+pub(crate) fn spec(call: &Call, who: Membership, config: &AgentConfig) -> Result<WorkloadSpec, String> {
+    if call.container_id.is_empty() {
+        return Err("field `container_id` is missing".to_owned());
+    }
+    let mut dataplane = dataplane(call, who)?;
+    // The redirect exempts this user or group, so shim and Envoy must run as it.
+    let redirect = call.config.redirect.as_ref();
+    let uid = redirect.and_then(|intent| intent.proxy_uids.first().copied()).unwrap_or(*POD_UIDS.start());
+    let gid = redirect.and_then(|intent| intent.proxy_gids.first().copied());
+    // Envoy and the shim listen where the redirect leads to.
+    let redirect = redirect.cloned().unwrap_or_default();
+    dataplane["ursa"] =
+        json!({ "netns": call.netns, "proxyUid": uid, "proxyGid": gid, "redirect": redirect });
+    let origin = Origin::Cni(call.container_id.clone());
+    let mut spec = WorkloadSpec::from_value(dataplane, origin, config).map_err(|error| error.to_string())?;
+    spec.redirect = None;
+    Ok(spec)
 }
 
-/// A container as the CNI plugin describes it. The plugin has put the redirect in place.
-#[derive(Debug, Default, Deserialize, Serialize)]
-#[serde(default)]
-pub struct CniAdd {
-    /// `CNI_CONTAINERID`.
-    pub container_id: String,
-    /// `CNI_NETNS`.
-    pub netns: PathBuf,
-    /// `CNI_ARGS`.
-    pub args: BTreeMap<String, String>,
-    /// The pod's annotations, with the network's; `None` when the runtime didn't deliver them.
-    pub annotations: Option<Labels>,
-    /// The pod's labels, where somebody knows them.
-    pub labels: Option<Labels>,
-    /// Addresses of `prevResult`, with or without a prefix length.
-    pub ips: Vec<String>,
-    /// The plugin's configuration.
-    pub config: PluginConfig,
-}
-
-/// What concerns the agent in the plugin's configuration.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct PluginConfig {
-    /// The network's name.
-    pub name: String,
-    /// Namespaces whose pods are never meshed.
-    pub exclude_namespaces: Vec<String>,
-    /// Annotations of every pod of the network.
-    pub annotations: Labels,
-    /// Labels of every pod of the network.
-    pub labels: Labels,
-    /// The redirect as the plugin applied it.
-    pub redirect: Option<RedirectIntent>,
-    /// What the pod itself doesn't say.
-    pub workload: Workload,
-}
-
-/// What the operator says of the workloads of one CNI network.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Workload {
-    /// Name of the Dataplane; by default made of `K8S_POD_NAME` and `K8S_POD_NAMESPACE`.
-    pub name: Option<String>,
-    /// Its mesh; where it isn't set, annotation `kuma.io/mesh` says it.
-    pub mesh: Option<String>,
-    /// Its labels. Where `kuma.io/workload` isn't among them, the annotation of that name says it.
-    pub labels: Labels,
-    /// Its ports, unless annotation `ursa.io/ports` says otherwise: `8080/http,9090`.
-    pub ports: Option<String>,
-}
-
-impl PluginConfig {
-    /// The rules of this network.
-    pub(crate) fn rules(&self) -> Rules<'_> {
-        Rules {
-            exclude_namespaces: &self.exclude_namespaces,
-            annotations: Some(&self.annotations),
-            labels: Some(&self.labels),
-            default: None,
-            mesh: self.workload.mesh.as_deref(),
-            workload: self.workload.labels.get(labels::WORKLOAD).map(String::as_str),
-            dataplane: self.workload.name.as_deref(),
-        }
-    }
-}
-
-impl CniAdd {
-    /// The pod as far as the call describes it.
-    pub(crate) fn described(&self) -> Pod<'_> {
-        Pod {
-            name: self.argument("K8S_POD_NAME"),
-            namespace: self.argument("K8S_POD_NAMESPACE"),
-            annotations: self.annotations.as_ref(),
-            labels: self.labels.as_ref(),
-            ..Pod::default()
-        }
-    }
-
-    /// Its UID, or nothing.
-    pub(crate) fn uid(&self) -> &str {
-        self.argument("K8S_POD_UID").unwrap_or_default()
-    }
-
-    /// For logs.
-    pub(crate) fn pod(&self) -> String {
-        let part = |key: &str| self.argument(key).unwrap_or("?");
-        format!("{}/{}", part("K8S_POD_NAMESPACE"), part("K8S_POD_NAME"))
-    }
-
-    fn argument(&self, key: &str) -> Option<&str> {
-        self.args.get(key).map(String::as_str).filter(|value| !value.is_empty())
-    }
-
-    /// The workload of this container.
-    pub(crate) fn spec(&self, who: Membership, config: &AgentConfig) -> Result<WorkloadSpec, String> {
-        if self.container_id.is_empty() {
-            return Err("field `container_id` is missing".to_owned());
-        }
-        let mut dataplane = self.dataplane(who)?;
-        // The redirect exempts this user or group, so shim and Envoy must run as it.
-        let redirect = self.config.redirect.as_ref();
-        let uid = redirect.and_then(|intent| intent.proxy_uids.first().copied()).unwrap_or(*POD_UIDS.start());
-        let gid = redirect.and_then(|intent| intent.proxy_gids.first().copied());
-        // Envoy and the shim listen where the redirect leads to.
-        let redirect = redirect.cloned().unwrap_or_default();
-        dataplane["ursa"] =
-            json!({ "netns": self.netns, "proxyUid": uid, "proxyGid": gid, "redirect": redirect });
-        let origin = Origin::Cni(self.container_id.clone());
-        let mut spec =
-            WorkloadSpec::from_value(dataplane, origin, config).map_err(|error| error.to_string())?;
-        spec.redirect = None;
-        spec.network = Some(self.config.name.clone());
-        Ok(spec)
-    }
-
-    fn dataplane(&self, who: Membership) -> Result<Value, String> {
-        let given = &self.config.workload;
-        let address = self
-            .ips
-            .first()
-            .and_then(|address| address.split('/').next())
-            .ok_or("`ips` is empty; the plugin must be chained after one that assigns an address")?;
-        let annotation = |key: &str| self.annotations.as_ref()?.get(key).map(String::as_str);
-        let ports = annotation("ursa.io/ports").or(given.ports.as_deref()).unwrap_or_default();
-        let mut labels = given.labels.clone();
-        labels.insert(labels::WORKLOAD.to_owned(), who.workload);
-        Ok(json!({
-            "type": "Dataplane",
-            "mesh": who.mesh,
-            "name": who.dataplane,
-            "labels": labels,
-            "networking": { "address": address, "inbound": inbounds(ports)? }
-        }))
-    }
+fn dataplane(call: &Call, who: Membership) -> Result<Value, String> {
+    let given = &call.config.workload;
+    let address = call
+        .ips
+        .first()
+        .and_then(|address| address.split('/').next())
+        .ok_or("`ips` is empty; the plugin must be chained after one that assigns an address")?;
+    let annotation = |key: &str| call.annotations.as_ref()?.get(key).map(String::as_str);
+    let ports = annotation("ursa.io/ports").or(given.ports.as_deref()).unwrap_or_default();
+    let mut labels = given.labels.clone();
+    labels.insert(labels::WORKLOAD.to_owned(), who.workload);
+    Ok(json!({
+        "type": "Dataplane",
+        "mesh": who.mesh,
+        "name": who.dataplane,
+        "labels": labels,
+        "networking": { "address": address, "inbound": inbounds(ports)? }
+    }))
 }
 
 fn inbounds(ports: &str) -> Result<Vec<Value>, String> {
@@ -183,7 +73,7 @@ mod tests {
     use super::*;
 
     fn pod(request: Value) -> Result<WorkloadSpec, String> {
-        let add: CniAdd = serde_json::from_value(request).unwrap();
+        let add: Call = serde_json::from_value(request).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let config = AgentConfig { state_dir: dir.path().to_owned(), ..AgentConfig::default() };
         Decisions::open(&config).spec(&add, &config)

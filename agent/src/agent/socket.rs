@@ -13,9 +13,10 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
+use ursa_cni_protocol::{Call, Records};
 use ursa_model::injection::Decision;
 
-use super::cni::{Attachment, CniAdd, Decisions, records};
+use super::cni::Decisions;
 use super::config::AgentConfig;
 use super::control::{Control, chain};
 use super::cri::PodReport;
@@ -46,9 +47,9 @@ pub enum Request {
         name: Option<String>,
     },
     /// A container appeared.
-    CniAdd(Box<CniAdd>),
+    CniAdd(Box<Call>),
     /// Is this container meshed? The answer holds a verdict.
-    CniDecide(Box<CniAdd>),
+    CniDecide(Box<Call>),
     /// Is this container's sidecar live? An error if it isn't.
     CniCheck {
         /// `CNI_CONTAINERID`.
@@ -59,14 +60,8 @@ pub enum Request {
         /// `CNI_CONTAINERID`.
         container_id: String,
     },
-    /// The containers of a network that exist; those of former ADDs that aren't among them have gone.
-    CniGc {
-        /// The network's name: attachments are listed per network.
-        network: String,
-        /// As in `cni.dev/valid-attachments`.
-        #[serde(default)]
-        valid_attachments: Vec<Attachment>,
-    },
+    /// Records have gone: of containers that have none any more, sidecars stop.
+    CniGc,
 }
 
 /// The agent's socket.
@@ -198,13 +193,13 @@ impl Parts {
                 Ok(json!({ "ok": true, "nodeId": node.node_id, "zone": node.zone }))
             }
             Request::CniAdd(add) => {
-                let records = records::dir(&self.config);
-                if !records::exists(&records, &add.container_id) {
+                let records = Records::below(&self.config.run_dir);
+                if !records.has(&add.container_id) {
                     return Err(format!(
                         "container {} isn't on record in {}: its plugin has given up meanwhile, or uses another runDir \
                          than this agent",
                         add.container_id,
-                        records.display()
+                        records.dir().display()
                     ));
                 }
                 let spec = self.decisions.spec(&add, &self.config)?;
@@ -223,9 +218,8 @@ impl Parts {
                 let removed = self.supervisor.remove(&container_id).await?;
                 Ok(json!({ "ok": true, "removed": removed }))
             }
-            Request::CniGc { network, valid_attachments } => {
-                let valid = valid_attachments.into_iter().map(|one| one.container_id).collect();
-                let removed = self.supervisor.retain(network, valid).await?;
+            Request::CniGc => {
+                let removed = self.supervisor.sweep().await?;
                 Ok(json!({ "ok": true, "removed": removed }))
             }
         }

@@ -14,10 +14,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use ursa_cni_protocol::Records;
 
 use self::namespaces::refuse_ambiguous;
 use self::users::{refuse_shared_users, user_of_pod};
-use super::cni::records;
 use super::control::chain;
 use super::status::{BrokenFile, Phase, WorkloadStatus};
 use super::workload::{Machine, Origin, Shared, WorkloadFiles, WorkloadSpec};
@@ -42,7 +42,7 @@ pub type Answer = Result<watch::Receiver<WorkloadStatus>, String>;
 enum Command {
     Add { spec: Box<WorkloadSpec>, answer: oneshot::Sender<Answer> },
     Remove { container: String, answer: oneshot::Sender<bool> },
-    Retain { network: String, valid: BTreeSet<String>, answer: oneshot::Sender<usize> },
+    Sweep { answer: oneshot::Sender<usize> },
     Status { answer: oneshot::Sender<(Vec<WorkloadStatus>, Vec<BrokenFile>)> },
 }
 
@@ -111,11 +111,11 @@ impl Supervisor {
         answered.await.map_err(|_| gone.to_owned())
     }
 
-    /// Removes the workloads of a network's containers that don't exist any more. Returns how many.
-    pub async fn retain(&self, network: String, valid: BTreeSet<String>) -> Result<usize, String> {
+    /// Removes the workloads of containers that have no attachment any more. Returns how many.
+    pub async fn sweep(&self) -> Result<usize, String> {
         let (answer, answered) = oneshot::channel();
         let gone = "the agent is stopping; try again";
-        self.commands.send(Command::Retain { network, valid, answer }).await.map_err(|_| gone.to_owned())?;
+        self.commands.send(Command::Sweep { answer }).await.map_err(|_| gone.to_owned())?;
         answered.await.map_err(|_| gone.to_owned())
     }
 
@@ -177,7 +177,7 @@ impl Task {
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                _ = sweep.tick() => self.sweep(),
+                _ = sweep.tick() => { self.sweep(); }
                 () = self.files.changed() => self.reconcile(&BTreeMap::new()),
                 () = tokio::time::sleep(LOOK_AGAIN), if self.unlisted => self.reconcile(&BTreeMap::new()),
                 Some(departed) = self.departures.join_next() => {
@@ -394,12 +394,8 @@ impl Task {
                     let _ = answer.send(false);
                 }
             },
-            Command::Retain { network, valid, answer } => {
-                // The list is of one network's attachments.
-                let gone = |container: &str, spec: &WorkloadSpec| {
-                    spec.network.as_ref() == Some(&network) && !valid.contains(container)
-                };
-                let _ = answer.send(self.release(gone));
+            Command::Sweep { answer } => {
+                let _ = answer.send(self.sweep());
             }
             Command::Status { answer } => {
                 let mut all: Vec<WorkloadStatus> = self
@@ -414,34 +410,30 @@ impl Task {
         }
     }
 
-    /// Lets pods leave. Returns how many.
-    fn release(&mut self, gone: impl Fn(&str, &WorkloadSpec) -> bool) -> usize {
+    /// Finds pods that went while nobody told this agent, and lets them leave. Returns how many.
+    fn sweep(&mut self) -> usize {
+        let records = Records::below(&self.shared.config.run_dir);
+        let missing = |path: &Path| matches!(path.try_exists(), Ok(false));
         let gone: Vec<String> = self
             .cni
             .iter()
-            .filter(|(container, spec)| gone(container, spec))
+            .filter(|(container, spec)| {
+                records.has_none(container) || spec.netns.as_deref().is_some_and(missing)
+            })
             .map(|(container, _)| container.clone())
             .collect();
-        let records = records::dir(&self.shared.config);
         for container in &gone {
             if let Some(spec) = self.cni.remove(container) {
                 self.depart(&spec.id(), None, Vec::new());
             }
-            records::remove(&records, container);
+            if let Err(error) = records.remove_all(container) {
+                tracing::warn!(%container, %error, "the records of a container stay");
+            }
+        }
+        if !gone.is_empty() {
+            tracing::info!(count = gone.len(), "pods have gone without a word; their sidecars stop");
         }
         gone.len()
-    }
-
-    /// Finds pods that went while nobody could tell this agent.
-    fn sweep(&mut self) {
-        let records = records::dir(&self.shared.config);
-        let gone = |container: &str, spec: &WorkloadSpec| {
-            records::is_gone(&records, container, spec.netns.as_deref())
-        };
-        let count = self.release(gone);
-        if count > 0 {
-            tracing::info!(count, "pods have gone without a word; their sidecars stop");
-        }
     }
 
     /// The user of a pod's proxy: the one it had, the one that the plugin's configuration names, or a free one.

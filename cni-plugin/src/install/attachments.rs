@@ -9,7 +9,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::{agent, record};
+use ursa_cni_protocol::Records;
+
+use crate::agent;
 
 use super::conflist::Conflist;
 
@@ -69,13 +71,16 @@ pub(super) fn tell_gone(run_dir: &Path, now: &Attachments, seen: &BTreeSet<Strin
         if let Err(error) = agent::ask(run_dir, &request, Duration::ZERO, PATIENCE) {
             eprintln!("ursa-cni: the agent can't be told that {container} has ended: {error}");
         }
+        if let Err(error) = Records::below(run_dir).remove_all(container) {
+            eprintln!("ursa-cni: the record of container {container} stays: {error}");
+        }
     }
 }
 
 /// As the agent says, or, where none answers, as the plugin noted them.
 fn sidecars(run_dir: &Path) -> Vec<String> {
     let Ok(answer) = agent::ask(run_dir, &json!({"cmd": "status"}), Duration::ZERO, PATIENCE) else {
-        return record::containers(run_dir);
+        return Records::below(run_dir).containers();
     };
     let workloads = answer.pointer("/status/workloads").and_then(Value::as_array);
     workloads
@@ -102,8 +107,8 @@ mod tests {
         write("b", r#"{"name":"pods","plugins":[{"type":"bridge"},{"type":"ursa-cni"}]}"#);
         write("a", r#"{"name":"pods","plugins":[{"type":"bridge"}]}"#);
         fs::write(results.join("torn"), "{").unwrap();
-        fs::create_dir(dir.path().join("cni")).unwrap();
-        fs::write(dir.path().join("cni/meshed"), "{}").unwrap();
+        fs::create_dir_all(dir.path().join("cni/meshed")).unwrap();
+        fs::write(dir.path().join("cni/meshed/0:pods:eth0"), "{}").unwrap();
         let found = Attachments::read(dir.path(), dir.path(), "ursa-cni");
         assert_eq!((found.cached, found.sidecars), (vec!["b".to_owned()], vec!["meshed".to_owned()]));
         assert_eq!(found.alive, ["a".to_owned(), "b".to_owned()].into());

@@ -45,6 +45,42 @@ fn another_pods_namespace_is_refused() {
 }
 
 #[test]
+fn a_pod_with_users_of_its_own_is_refused_and_one_outside_the_mesh_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = agent(dir.path(), "{\"ok\":true}\n");
+    // As with `hostUsers: false`.
+    let mut pod = Command::new("unshare")
+        .args([
+            "--user",
+            "--map-root-user",
+            "--net",
+            "sh",
+            "-c",
+            "ip link set lo up; ip addr add 10.77.0.1/32 dev lo; echo ready; exec sleep 60",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = String::new();
+    BufReader::new(pod.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    let netns = format!("/proc/{}/ns/net", pod.id());
+    let (code, text) = verb("ADD", &netns, &config("1.0.0", dir.path(), "enabled")).error();
+    let plain = verb("ADD", &netns, &config("1.0.0", dir.path(), "disabled"));
+    let left = ursa_init::in_netns(Path::new(&netns), ursa_init::show).unwrap().unwrap();
+    pod.kill().unwrap();
+    pod.wait().unwrap();
+    assert!(
+        code == 8 && text.contains("hostUsers: false") && text.contains("hostUsers: true"),
+        "{code} {text}"
+    );
+    assert!(
+        left.is_empty() && records(dir.path()).is_empty() && asked.try_recv().is_err(),
+        "nothing was done"
+    );
+    assert_eq!(plain.code, 0, "{}", plain.stdout);
+}
+
+#[test]
 fn the_kubelets_probes_pass_where_the_operator_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let _asked = agent(dir.path(), "{\"ok\":true}\n");

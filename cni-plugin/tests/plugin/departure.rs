@@ -2,14 +2,6 @@
 
 use super::*;
 
-fn records(dir: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(dir.join("cni")).into_iter().flatten().flatten();
-    entries
-        .map(|entry| entry.file_name().into_string().unwrap())
-        .filter(|name| !name.starts_with('.'))
-        .collect()
-}
-
 #[test]
 fn a_plugin_killed_in_the_middle_leaves_nothing_after_del() {
     let (dir, pod) = (tempfile::tempdir().unwrap(), pod());
@@ -36,7 +28,7 @@ fn a_plugin_killed_in_the_middle_leaves_nothing_after_del() {
     assert!(!rules(&pod).is_empty(), "ADD puts its rules in place before it asks for the sidecar");
     child.kill().unwrap();
     child.wait().unwrap();
-    assert_eq!(records(dir.path()), ["0a1b2c"], "what was done is on record");
+    assert_eq!(records(dir.path()), ["0a1b2c pods eth0"], "what was done is on record");
     drop(tell);
 
     // Its annotation says something else by now, and so may the configuration.
@@ -73,31 +65,4 @@ fn a_pod_can_go_whatever_is_missing() {
     for netns in ["", "/run/netns/ursa-never-was", path(&pod)] {
         assert_eq!(verb("DEL", netns, &broken).code, 0, "{netns}");
     }
-}
-
-#[test]
-fn gc_frees_what_is_not_listed_in_this_network() {
-    let (dir, pod) = (tempfile::tempdir().unwrap(), pod());
-    let asked = agent(dir.path(), "{\"ok\":true}\n");
-    let mut config = config("1.1.0", dir.path(), "enabled");
-    assert_eq!(verb("ADD", path(&pod), &config).code, 0);
-    let other = json!({"network": "others"}).to_string();
-    std::fs::write(dir.path().join("cni/elsewhere"), other).unwrap();
-    assert_eq!(asked.try_iter().count(), 1);
-
-    let (code, text) = verb("GC", "", &config).error();
-    assert!(code == 7 && text.contains("valid-attachments"), "an absent list isn't an empty one: {text}");
-    config["cni.dev/valid-attachments"] = json!([{"containerID": "0a1b2c", "ifname": "eth0"}]);
-    assert_eq!(verb("GC", "", &config).code, 0);
-    let request = asked.recv_timeout(lab::PATIENCE).unwrap();
-    assert_eq!(
-        (&request["network"], &request["valid_attachments"][0]["containerID"]),
-        (&json!("pods"), &json!("0a1b2c"))
-    );
-    assert_eq!(records(dir.path()).len(), 2);
-    // The name that the specification's text had for a while.
-    config.as_object_mut().unwrap().remove("cni.dev/valid-attachments");
-    config["cni.dev/attachments"] = json!([]);
-    assert_eq!(verb("GC", "", &config).code, 0);
-    assert_eq!(records(dir.path()), ["elsewhere"]);
 }

@@ -5,9 +5,11 @@
 #[path = "../../../init/tests/kernel/lab.rs"]
 mod lab;
 
+mod attachments;
 mod calls;
 mod decision;
 mod departure;
+mod stub;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixListener;
@@ -42,7 +44,11 @@ impl Outcome {
 }
 
 fn call(vars: &[(&str, &str)], input: &str) -> Outcome {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ursa-cni"))
+    call_of(Path::new(env!("CARGO_BIN_EXE_ursa-cni")), vars, input)
+}
+
+fn call_of(program: &Path, vars: &[(&str, &str)], input: &str) -> Outcome {
+    let mut child = Command::new(program)
         .env_clear()
         .envs(vars.iter().copied())
         .stdin(Stdio::piped())
@@ -57,10 +63,14 @@ fn call(vars: &[(&str, &str)], input: &str) -> Outcome {
 }
 
 fn verb(command: &str, netns: &str, config: &Value) -> Outcome {
+    verb_of("eth0", command, netns, config)
+}
+
+fn verb_of(ifname: &str, command: &str, netns: &str, config: &Value) -> Outcome {
     let vars = [
         ("CNI_COMMAND", command),
         ("CNI_CONTAINERID", "0a1b2c"),
-        ("CNI_IFNAME", "eth0"),
+        ("CNI_IFNAME", ifname),
         ("CNI_NETNS", netns),
         ("CNI_PATH", "/opt/cni/bin"),
         ("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID=42"),
@@ -120,6 +130,14 @@ fn agent_that(dir: &Path, answer: impl Fn(&Value) -> String + Send + 'static) ->
         }
     });
     told
+}
+
+/// The attachments on record: container, network and interface.
+fn records(dir: &Path) -> Vec<String> {
+    let records = ursa_cni_protocol::Records::below(dir);
+    let of = |container: String| records.of(&container).into_iter().map(|record| record.attachment);
+    let all = records.containers().into_iter().flat_map(of);
+    all.map(|one| format!("{} {} {}", one.container_id, one.network, one.ifname)).collect()
 }
 
 fn path(ns: &Namespace) -> &str {
@@ -322,5 +340,5 @@ fn status_and_gc_speak_to_the_agent() {
     assert_eq!(verb("GC", "", &config).code, 0);
     let requests: Vec<_> = asked.try_iter().collect();
     assert_eq!(requests[0]["cmd"], "status");
-    assert_eq!(requests[1]["valid_attachments"][0]["containerID"], "a");
+    assert_eq!(requests[1]["cmd"], "cni-gc");
 }

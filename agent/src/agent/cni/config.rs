@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use ursa_cni_protocol::{Network, PluginConfig, Workload};
 use ursa_init::RedirectIntent;
 use ursa_init::probes::KubeletProbes;
 use ursa_model::injection::{INJECTION, Injection, Knowledge, NamespaceFacts};
 use ursa_model::labels::Labels;
-
-use super::{PluginConfig, Workload};
 
 /// Part `cni` of the agent's configuration. Its keys mean what they mean in the plugin's, for pods that the agent
 /// itself finds.
@@ -67,10 +66,12 @@ impl CniConfig {
     /// The same as if the plugin had brought it.
     pub(crate) fn as_network(&self) -> PluginConfig {
         PluginConfig {
-            name: String::new(),
-            exclude_namespaces: self.exclude_namespaces.clone(),
-            annotations: self.annotations.clone(),
-            labels: self.labels.clone(),
+            network: Network {
+                name: String::new(),
+                exclude_namespaces: self.exclude_namespaces.clone(),
+                annotations: self.annotations.clone(),
+                labels: self.labels.clone(),
+            },
             redirect: self.redirect.clone(),
             workload: self.workload.clone(),
         }

@@ -6,12 +6,12 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ursa_cni_protocol::Call;
 use ursa_model::injection::{
     Invalid, Knowledge, MAX_FILE, NamespaceFacts, Pod, PodFacts, Rules, Verdict, decide, membership,
 };
 use ursa_model::labels::Labels;
 
-use super::CniAdd;
 use crate::agent::config::AgentConfig;
 use crate::agent::workload::WorkloadSpec;
 use crate::relay::write_atomic;
@@ -52,7 +52,7 @@ impl Decisions {
     }
 
     /// Completes what a call says by what is known, and goes on with that.
-    fn with<T>(&self, call: &CniAdd, then: impl FnOnce(&Pod<'_>, &Rules<'_>) -> T) -> T {
+    fn with<T>(&self, call: &Call, then: impl FnOnce(&Pod<'_>, &Rules<'_>) -> T) -> T {
         let knowledge = self.locked();
         let (pod, nothing) = (call.described(), Labels::new());
         let namespace = pod.namespace.map_or_else(NamespaceFacts::default, |name| knowledge.namespace(name));
@@ -61,14 +61,14 @@ impl Decisions {
     }
 
     /// Whether a pod is meshed.
-    pub fn decide(&self, call: &CniAdd) -> Result<Verdict, Invalid> {
+    pub fn decide(&self, call: &Call) -> Result<Verdict, Invalid> {
         self.with(call, decide)
     }
 
     /// The workload of a pod about which the plugin has decided.
-    pub fn spec(&self, call: &CniAdd, config: &AgentConfig) -> Result<WorkloadSpec, String> {
+    pub fn spec(&self, call: &Call, config: &AgentConfig) -> Result<WorkloadSpec, String> {
         let who = self.with(call, membership).map_err(|error| error.to_string())?;
-        call.spec(who, config)
+        super::spec(call, who, config)
     }
 
     /// Learns what the runtime says of all its pods, and forgets those that it doesn't know.
@@ -117,12 +117,12 @@ mod tests {
 
     use super::*;
 
-    fn call(uid: &str, namespace: &str, annotations: Option<Labels>) -> CniAdd {
+    fn call(uid: &str, namespace: &str, annotations: Option<Labels>) -> Call {
         let args = [("K8S_POD_NAME", "web"), ("K8S_POD_NAMESPACE", namespace), ("K8S_POD_UID", uid)];
-        CniAdd {
+        Call {
             args: args.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
             annotations,
-            ..CniAdd::default()
+            ..Call::default()
         }
     }
 

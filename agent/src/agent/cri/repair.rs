@@ -11,12 +11,13 @@ use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use ursa_cni_protocol::{Call, Records};
 use ursa_init::intent::kuma::for_pod;
 use ursa_init::netns::Netns;
 use ursa_model::injection::{Decision, PodFacts};
 
 use super::client::{Place, Runtime, Sandbox};
-use crate::agent::cni::{CniAdd, Decisions, records};
+use crate::agent::cni::Decisions;
 use crate::agent::config::AgentConfig;
 use crate::agent::supervisor::Supervisor;
 use crate::agent::workload::Origin;
@@ -171,28 +172,27 @@ impl Repair {
     }
 
     /// The sandbox as the plugin would have described it.
-    fn call(&self, sandbox: &Sandbox) -> CniAdd {
-        let network = self.config.cni.as_network();
-        let mut annotations = network.annotations.clone();
-        annotations.extend(sandbox.annotations.clone());
+    fn call(&self, sandbox: &Sandbox) -> Call {
+        let config = self.config.cni.as_network();
+        let annotations = config.network.annotations_with(&sandbox.annotations);
         let args = [
             ("K8S_POD_NAME", &sandbox.name),
             ("K8S_POD_NAMESPACE", &sandbox.namespace),
             ("K8S_POD_UID", &sandbox.uid),
         ];
-        CniAdd {
+        Call {
             container_id: sandbox.id.clone(),
             args: args.map(|(key, value)| (key.to_owned(), value.clone())).into_iter().collect(),
             annotations: Some(annotations),
             labels: Some(sandbox.labels.clone()),
-            config: network,
-            ..CniAdd::default()
+            config,
+            ..Call::default()
         }
     }
 
     /// Redirect first, then the sidecar, as with ADD. Returns whether there was anything to repair: a pod on the
     /// machine's own network is none, nor is one that has gone.
-    async fn repair(&self, runtime: &Runtime, mut call: CniAdd) -> Result<bool, String> {
+    async fn repair(&self, runtime: &Runtime, mut call: Call) -> Result<bool, String> {
         let place = runtime.place(&call.container_id).await.map_err(|error| error.to_string())?;
         let Some(Place::Own { netns, ips }) = place else { return Ok(false) };
         let nothing = BTreeMap::new();
@@ -221,7 +221,8 @@ impl Repair {
         let mut spec = self.decisions.spec(&call, &self.config)?;
         spec.redirect = Some(intent);
         // Before anything is done: whoever stops the pod goes by it.
-        records::write(&records::dir(&self.config), &call)
+        Records::below(&self.config.run_dir)
+            .write(&call)
             .map_err(|error| format!("its record can't be written: {error}"))?;
         self.supervisor.add(spec).await.map(|()| true)
     }

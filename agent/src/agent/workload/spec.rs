@@ -94,9 +94,6 @@ pub struct WorkloadSpec {
     pub name: String,
     /// Where it came from.
     pub origin: Origin,
-    /// The CNI network that a pod came by.
-    #[serde(default)]
-    pub network: Option<String>,
     /// The Dataplane in its REST form.
     pub dataplane: Value,
     /// Its network namespace; the agent's own when absent.
@@ -177,7 +174,6 @@ impl WorkloadSpec {
             mesh: dataplane.meta.mesh.clone(),
             name: dataplane.meta.name.clone(),
             origin,
-            network: None,
             dataplane: dataplane_json,
             netns: local.netns,
             uid,
