@@ -5,9 +5,10 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 BIN := $(TARGET)/debug
 CORPUS ?= ../shared/corpus
 export URSA_ENVOY := $(TARGET)/envoy/envoy
+export URSA_VM_DIR ?= $(TARGET)/vm
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: help man build envoy lint deny unit e2e conformance test demo soak bench fuzz clean
+.PHONY: help man build envoy vm-root lint deny unit e2e systemd conformance test demo soak bench fuzz clean
 
 help:
 	@echo 'make demo [KEEP=1]  the main job end to end on real parts, in namespaces of its own (root)'
@@ -17,7 +18,7 @@ help:
 	@echo 'make man            manual pages and completion scripts of every program'
 	@echo 'make bench          speed and size beside a bare server, release builds; rewrites docs/performance.md (root)'
 	@echo 'make fuzz [SECONDS=30]  every fuzz target for that long; wants g++'
-	@echo 'make build | envoy | lint | deny | unit | e2e | conformance | clean'
+	@echo 'make build | envoy | vm-root | lint | deny | unit | e2e | systemd | conformance | clean'
 
 build:
 	cargo build --workspace --bins
@@ -34,6 +35,9 @@ man: build
 
 envoy:
 	@scripts/fetch-envoy.sh
+
+vm-root:
+	@scripts/make-vm-root.sh
 
 lint:
 	cargo fmt --all --check
@@ -53,12 +57,17 @@ e2e: envoy build
 	@scripts/need-tools.sh tests
 	cargo test --workspace --test e2e -- --test-threads 1
 
+# The same on virtual machines with systemd.
+systemd: envoy vm-root build
+	@scripts/need-tools.sh tests
+	cargo test --workspace --test systemd -- --test-threads 1
+
 conformance: build
 	@scripts/need-tools.sh tests
 	@if [ -d '$(CORPUS)' ]; then $(BIN)/conformance '$(CORPUS)'; \
 	else echo 'conformance: no corpus at $(CORPUS), skipped'; fi
 
-test: lint deny unit e2e conformance
+test: lint deny unit e2e systemd conformance
 
 demo: envoy
 	@scripts/need-tools.sh

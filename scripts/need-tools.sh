@@ -17,3 +17,6 @@ need /bin/busybox busybox-static
 need iptables iptables
 # What fault tests kill programs with.
 need strace strace
+# Virtual machines with a systemd of their own.
+need systemd-nspawn systemd-container
+need mmdebstrap mmdebstrap

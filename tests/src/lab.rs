@@ -10,9 +10,11 @@
 //! * [`capture`]: every packet that crosses the bridge.
 //! * [`fault`]: a full disk, a kernel without nf_tables; [`flood`]: very many resources.
 //! * [`machine`]: a host with processes and mounts of its own; [`runtime`]: real container runtimes on it.
+//! * [`vm`]: a machine with a systemd of its own.
 //! * [`http`]: one request over a unix socket.
 //! * [`mesh`]: control plane, nodes and workloads on top.
 //! * [`pair`]: the smallest mesh that does something; [`soak`]: its parts killed in turn.
+//! * [`sweep`]: removes a lab whose test was killed.
 //! * [`wait`]: waiting for a condition, with a deadline and an explanation.
 
 pub mod capture;
@@ -27,6 +29,8 @@ pub mod pair;
 pub mod program;
 pub mod runtime;
 pub mod soak;
+pub mod sweep;
+pub mod vm;
 pub mod wait;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +40,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, bail};
 
 use self::net::Network;
+use self::sweep::Sweeper;
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
@@ -94,6 +99,7 @@ pub struct Lab {
     pub prefix: String,
     dir: PathBuf,
     keep: bool,
+    sweeper: Sweeper,
     proxies: Arc<AtomicU32>,
 }
 
@@ -107,13 +113,14 @@ impl Lab {
         // Not below target/: sockets have paths of 107 bytes at most, and Envoy's user must be able to pass through
         // every folder above, which a checkout in somebody's home doesn't promise.
         let dir = std::env::temp_dir().join(&prefix);
+        let sweeper = Sweeper::start(&programs.path("lab-app"), &prefix)?;
         create_open(&dir)?;
         create_open(&dir.join("log"))?;
         let programs = reachable(programs, &dir)?;
         let net = Network::new(&prefix).inspect_err(|_| {
             Self::remove(&prefix);
         })?;
-        Ok(Self { programs, net, prefix, dir, keep: false, proxies: Arc::default() })
+        Ok(Self { programs, net, prefix, dir, keep: false, sweeper, proxies: Arc::default() })
     }
 
     /// The folder of everything that this lab writes.
@@ -129,6 +136,7 @@ impl Lab {
     /// Leaves everything as it is when this lab is dropped.
     pub fn keep(&mut self) {
         self.keep = true;
+        self.sweeper.dismiss();
     }
 
     /// Moves the logs out of the way of the removal, and says where they are.

@@ -58,6 +58,13 @@ enum Verb {
         #[arg(long)]
         disk: std::path::PathBuf,
     },
+    /// Is the parent of a machine with systemd; see [`ursa_tests::lab::vm::guard`].
+    Vm(ursa_tests::lab::vm::guard::Args),
+    /// Removes a lab when its own input ends; see [`ursa_tests::lab::sweep`].
+    Sweep {
+        #[arg(long)]
+        prefix: String,
+    },
     /// Is a name server: every name has the address 192.0.2.53 and no other record.
     Resolver {
         #[arg(long)]
@@ -83,6 +90,12 @@ fn main() -> anyhow::Result<()> {
     }
     if let Verb::Machine { disk } = &verb {
         return machine(disk);
+    }
+    if let Verb::Vm(args) = &verb {
+        std::process::exit(ursa_tests::lab::vm::guard::run(args)?);
+    }
+    if let Verb::Sweep { prefix } = &verb {
+        return ursa_tests::lab::sweep::run(prefix);
     }
     // Only root may have the port of names.
     let resolver = match &verb {
@@ -110,7 +123,7 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Verb::WithoutNfTables { .. } => bail!("invariant: it became another program above"),
-        Verb::Machine { .. } => bail!("invariant: it never ends"),
+        Verb::Machine { .. } | Verb::Vm(_) | Verb::Sweep { .. } => bail!("invariant: it never ends"),
         Verb::Resolver { .. } => resolver.map_or(Ok(()), |socket| answer_lookups(&socket)),
     }
 }

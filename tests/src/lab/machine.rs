@@ -17,7 +17,7 @@ use super::Lab;
 use super::net::{self, Host};
 
 /// Where each hierarchy of control groups is; `unified` is among them on a machine of both versions.
-const CGROUPS: &str = "/sys/fs/cgroup";
+pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// The first process of a machine, as the lab sees it; 0 while the power is off. Shared with whatever runs there.
 pub type Init = Arc<AtomicI32>;
@@ -168,13 +168,19 @@ pub(super) fn entering(init: i32, program: &Path) -> Command {
     command
 }
 
-/// The only child of a process; none while it has none.
+/// The first child of a process; none while it has none.
 pub(super) fn child_of(pid: i32) -> Option<i32> {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    children.split_whitespace().next()?.parse().ok()
+    children_of(pid).into_iter().next()
 }
 
-fn hierarchies() -> Vec<PathBuf> {
+/// The children of a process.
+pub(super) fn children_of(pid: i32) -> Vec<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+}
+
+/// The folder of each hierarchy of control groups; with version 2 alone, [`CGROUPS`] itself.
+pub(super) fn hierarchies() -> Vec<PathBuf> {
     let dirs = folders(Path::new(CGROUPS));
     // With version 2 alone there is one hierarchy, the folder itself.
     if Path::new(CGROUPS).join("cgroup.controllers").exists() { vec![CGROUPS.into()] } else { dirs }
@@ -197,9 +203,14 @@ pub(super) fn remove_cgroups(prefix: &str) {
         // Not empty means that somebody is still in it, whose lab will remove it.
         let _ = std::fs::remove_dir(dir);
     }
-    for dir in hierarchies().iter().flat_map(|dir| folders(dir)) {
-        if dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)) {
-            remove(&dir);
-        }
+    for dir in cgroups(prefix) {
+        remove(&dir);
     }
+}
+
+/// The control groups whose name begins so, in all hierarchies.
+pub(super) fn cgroups(prefix: &str) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = hierarchies().iter().flat_map(|dir| folders(dir)).collect();
+    all.retain(|dir| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)));
+    all
 }

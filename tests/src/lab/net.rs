@@ -74,6 +74,47 @@ impl Host {
     }
 }
 
+/// What connects a machine to the bridge. Nothing is there until it is plugged in.
+#[derive(Debug)]
+pub struct Cable {
+    bridge: String,
+    port: String,
+    netns: String,
+    /// The same at each boot, as with real hardware: neighbours needn't learn it anew.
+    mac: String,
+}
+
+impl Cable {
+    /// Makes the machine's namespace, with the cable's end as an `eth0` that is down and has no address.
+    pub fn plug(&self) -> anyhow::Result<()> {
+        let Self { bridge, port, netns, mac } = self;
+        self.unplug();
+        ip(&["netns", "add", netns], "")?;
+        let batch = format!(
+            "link add {port} type veth peer name eth0 address {mac} netns {netns}\nlink set {port} master br0\n\
+             link set {port} up\n"
+        );
+        ip(&["-n", bridge, "-batch", "-"], &batch).map(drop)
+    }
+
+    /// Removes both ends, and the name of the namespace, which itself goes with its last process.
+    pub fn unplug(&self) {
+        let _ = ip(&["-n", &self.bridge, "link", "del", &self.port], "");
+        let _ = ip(&["netns", "del", &self.netns], "");
+    }
+}
+
+/// The bridge's addresses, where everything goes that is for nobody on it.
+pub fn gateways() -> (String, String) {
+    (format!("{V4}.1"), format!("{V6}1"))
+}
+
+/// The `/etc/resolv.conf` of every host: the resolver is the bridge, where nobody answers, because names must come from
+/// the mesh.
+pub fn resolver() -> String {
+    format!("nameserver {V4}.1\noptions timeout:1 attempts:1\n")
+}
+
 impl Network {
     pub(super) fn new(prefix: &str) -> anyhow::Result<Self> {
         let netns = format!("{prefix}-{BRIDGE}");
@@ -97,22 +138,36 @@ impl Network {
         Host { netns: format!("{}-{BRIDGE}", self.prefix), v4: format!("{V4}.1"), v6: format!("{V6}1") }
     }
 
-    /// Adds a host.
-    pub fn host(&mut self, name: &str) -> anyhow::Result<Host> {
+    /// Adds a place for a machine that sets its addresses itself; the namespace comes with [`Cable::plug`].
+    pub fn socket(&mut self, name: &str) -> anyhow::Result<(Host, Cable)> {
+        let host = self.place(name)?;
+        let cable = Cable {
+            bridge: format!("{}-{BRIDGE}", self.prefix),
+            port: format!("p{}", self.hosts),
+            netns: host.netns.clone(),
+            mac: format!("02:99:00:00:00:{:02x}", self.hosts),
+        };
+        Ok((host, cable))
+    }
+
+    /// A name and addresses.
+    fn place(&mut self, name: &str) -> anyhow::Result<Host> {
         self.hosts += 1;
-        let bridge = format!("{}-{BRIDGE}", self.prefix);
         let host = Host {
             netns: format!("{}-{name}", self.prefix),
             v4: format!("{V4}.{}", self.hosts),
             v6: format!("{V6}{:x}", self.hosts),
         };
-        // The resolver is the bridge, where nobody answers: names must come from the mesh.
         let etc = PathBuf::from("/etc/netns").join(&host.netns);
         std::fs::create_dir_all(&etc).with_context(|| format!("cannot create {}", etc.display()))?;
-        std::fs::write(
-            etc.join("resolv.conf"),
-            format!("nameserver {V4}.1\noptions timeout:1 attempts:1\n"),
-        )?;
+        std::fs::write(etc.join("resolv.conf"), resolver())?;
+        Ok(host)
+    }
+
+    /// Adds a host.
+    pub fn host(&mut self, name: &str) -> anyhow::Result<Host> {
+        let host = self.place(name)?;
+        let bridge = format!("{}-{BRIDGE}", self.prefix);
         ip(&["netns", "add", &host.netns], "")?;
         let port = format!("p{}", self.hosts);
         let batch = format!(
@@ -140,6 +195,12 @@ pub fn processes() -> Vec<i32> {
 pub fn runs(pid: i32, program: &str) -> bool {
     let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
     exe.is_ok_and(|exe| exe.file_name().is_some_and(|name| name.to_string_lossy().starts_with(program)))
+}
+
+/// Whether a process runs a program of exactly this name.
+pub(super) fn runs_exactly(pid: i32, program: &str) -> bool {
+    let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
+    exe.is_ok_and(|exe| exe.file_name().is_some_and(|name| name == program))
 }
 
 /// The processes in the network namespace that this file stands for, wherever that file is mounted.

@@ -9,6 +9,16 @@ use anyhow::bail;
 pub fn until<T>(
     what: &str,
     deadline: Duration,
+    probe: impl FnMut() -> Result<T, String>,
+) -> anyhow::Result<(T, Duration)> {
+    until_every(Duration::from_millis(2), what, deadline, probe)
+}
+
+/// As [`until`], for questions that cost something: with this long between an answer and the next question.
+pub fn until_every<T>(
+    interval: Duration,
+    what: &str,
+    deadline: Duration,
     mut probe: impl FnMut() -> Result<T, String>,
 ) -> anyhow::Result<(T, Duration)> {
     let start = Instant::now();
@@ -19,7 +29,7 @@ pub fn until<T>(
                 bail!("expected {what} within {deadline:?}; seen: {seen}")
             }
             // What is waited for happens in other processes, which have no other way to tell.
-            Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            Err(_) => std::thread::sleep(interval),
         }
     }
 }
