@@ -9,17 +9,16 @@ mod probe;
 mod responder;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Serialize;
 
+use crate::InPlace;
 use crate::error::Error;
 use crate::explain::{own_addresses, way};
 use crate::intent::{Dns, DnsCapture, Inbound, InboundMode, Outbound, RedirectIntent};
-use crate::nft;
 use crate::plan::simulate::{Owner, Packet, Verdict, decide};
 use crate::plan::{Family, HookPoint, Plan, Protocol};
 use crate::routes;
@@ -77,8 +76,8 @@ struct Trial {
 /// Tries everything that the intent wants redirected, in the calling thread's namespace. `patience` is for each try.
 pub fn check(intent: &RedirectIntent, patience: Duration) -> Result<Vec<Finding>, Error> {
     let plan = Plan::compile(intent)?;
-    // Without rights, or with rules of iptables, only the connections themselves tell.
-    let in_place = crate::in_place();
+    // Without rights only the connections themselves tell.
+    let in_place = InPlace::read();
     let routed = routes::read_back()?.plan().local_routes;
     let missing = slices::missing(&plan).into_iter();
     let mut findings: Vec<_> = missing
@@ -300,9 +299,9 @@ fn choose(
 }
 
 /// Rules in place, or why they can't be read.
-type InPlace<'a> = Result<&'a Option<Plan>, &'a Error>;
+type Rules<'a> = Result<&'a Option<InPlace>, &'a Error>;
 
-fn attempt(trial: &Trial, responders: &Responders, in_place: InPlace<'_>, patience: Duration) -> Found {
+fn attempt(trial: &Trial, responders: &Responders, in_place: Rules<'_>, patience: Duration) -> Found {
     let udp = trial.protocol == Protocol::Udp;
     if responders.is_taken(trial.kind, udp) {
         return by_counters(trial, in_place, patience);
@@ -324,11 +323,11 @@ fn attempt(trial: &Trial, responders: &Responders, in_place: InPlace<'_>, patien
 }
 
 /// What the rules in place would do, for somebody who has to repair them.
-fn diagnosis(trial: &Trial, in_place: InPlace<'_>) -> String {
+fn diagnosis(trial: &Trial, in_place: Rules<'_>) -> String {
     match in_place {
         Err(error) => format!("the rules can't be read ({error})"),
         Ok(None) => NOTHING.to_owned(),
-        Ok(Some(plan)) => match decide(plan, &trial.packet).verdict {
+        Ok(Some(found)) => match decide(found.plan(of(trial.to.ip())), &trial.packet).verdict {
             Verdict::Redirected(port) if port == trial.port => {
                 format!("the rules lead to port {port}, but something before them or on that port interferes")
             }
@@ -342,9 +341,10 @@ fn diagnosis(trial: &Trial, in_place: InPlace<'_>) -> String {
 }
 
 /// The proxy holds its port and won't say a token: the rule that should decide must count the connection.
-fn by_counters(trial: &Trial, in_place: InPlace<'_>, patience: Duration) -> Found {
+fn by_counters(trial: &Trial, in_place: Rules<'_>, patience: Duration) -> Found {
+    let family = of(trial.to.ip());
     let plan = match in_place {
-        Ok(Some(plan)) => plan,
+        Ok(Some(found)) => found.plan(family),
         Ok(None) => return Found::Missing(NOTHING.to_owned()),
         Err(error) => {
             let why = format!(
@@ -365,7 +365,7 @@ fn by_counters(trial: &Trial, in_place: InPlace<'_>, patience: Duration) -> Foun
     }) else {
         return Found::Missing(diagnosis(trial, in_place));
     };
-    let read = || counters().map(|all| all.get(&(chain.to_string(), *position)).copied().unwrap_or_default());
+    let read = || Ok::<_, Error>(InPlace::read()?.map_or(0, |found| found.packets(family, chain, *position)));
     let before = read();
     if let Err(why) = probe::ask(trial.to, trial.protocol == Protocol::Udp, trial.owner, patience) {
         return Found::Skipped(why);
@@ -385,40 +385,11 @@ fn by_counters(trial: &Trial, in_place: InPlace<'_>, patience: Duration) -> Foun
     }
 }
 
-/// Packets by chain and position.
-fn counters() -> Result<BTreeMap<(String, usize), u64>, Error> {
-    let mut all = BTreeMap::new();
-    if let Some(rules) = nft::read_back()? {
-        let mut positions = BTreeMap::<String, usize>::new();
-        for (chain, _, packets) in rules.counters() {
-            let position = positions.entry(chain.to_owned()).or_default();
-            all.insert((chain.to_owned(), *position), packets);
-            *position += 1;
-        }
-    }
-    Ok(all)
-}
-
-/// Whether the rules in place are those of the document.
-fn same(plan: &Plan) -> Found {
-    match crate::diff(plan) {
-        Ok(differences) if differences.is_empty() => {
-            Found::Good("the rules in place are those of the document".to_owned())
-        }
-        Ok(differences) => {
-            Found::Missing(format!("the rules in place differ from the document, first: {}", differences[0]))
-        }
-        Err(error) => Found::Skipped(format!("the rules can't be read: {}", error.with_causes())),
-    }
-}
-
 /// What arrives, asked of the rules in place.
-fn arriving(plan: &Plan, subject: &Subject<'_>, family: Family, in_place: InPlace<'_>) -> Found {
+fn arriving(plan: &Plan, subject: &Subject<'_>, family: Family, in_place: Rules<'_>) -> Found {
     let in_place = match in_place {
-        Ok(Some(in_place)) => in_place,
+        Ok(Some(found)) => found.plan(family),
         Ok(None) => return Found::Missing(NOTHING.to_owned()),
-        // They can't be asked, but compared.
-        Err(Error::MadeByIptables) => return same(plan),
         Err(error) => return Found::Skipped(format!("the rules can't be read: {error}")),
     };
     let (source, destination): (IpAddr, IpAddr) = match family {

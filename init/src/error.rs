@@ -95,14 +95,9 @@ pub enum Error {
         /// What was odd.
         detail: String,
     },
-    /// The rules in place are the iptables backend's.
+    /// A rule in our table, or in one of our chains, isn't one that Ursa writes.
     #[error(
-        "the redirect in place was made by iptables, whose rules can't be read back as a plan; name the document"
-    )]
-    MadeByIptables,
-    /// A rule in our table isn't one that Ursa writes.
-    #[error(
-        "table inet ursa holds a rule that Ursa doesn't write: `{0}`; `ursa-init apply` puts its own back"
+        "the redirect in place holds a rule that Ursa doesn't write: `{0}`; `ursa-init apply` puts its own back"
     )]
     ForeignRule(String),
     /// Other programs kept changing rules meanwhile.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use serde::Serialize;
 
 use crate::plan::simulate::{Decision, Packet, Verdict, decide};
-use crate::plan::{HookPoint, Plan};
+use crate::plan::{HookPoint, Plan, Protocol};
 
 /// A rule that a packet meets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -215,15 +215,18 @@ pub fn own_addresses() -> impl Iterator<Item = (String, IpAddr)> {
     })
 }
 
-/// Who listens on TCP ports of the calling thread's namespace: port and user.
-pub fn listeners() -> BTreeSet<(u16, u32)> {
-    let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
-    let texts = tables.iter().filter_map(|path| std::fs::read_to_string(path).ok());
+/// Who listens on ports of the calling thread's namespace, for TCP or for UDP: port and user.
+pub fn listeners(protocol: Protocol) -> BTreeSet<(u16, u32)> {
+    // What a datagram from anybody reaches is a socket that isn't connected.
+    let (name, state) = if protocol == Protocol::Udp { ("udp", "07") } else { ("tcp", "0A") };
+    let tables = [name.to_owned(), format!("{name}6")];
+    let read = |table: &String| std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok();
     let listener = |line: &str| {
         let fields: Vec<_> = line.split_whitespace().collect();
         let port = fields.get(1)?.rsplit(':').next()?;
-        (*fields.get(3)? == "0A")
+        (*fields.get(3)? == state)
             .then(|| Some((u16::from_str_radix(port, 16).ok()?, fields.get(7)?.parse().ok()?)))?
     };
+    let texts = tables.iter().filter_map(read);
     texts.flat_map(|text| text.lines().skip(1).filter_map(listener).collect::<Vec<_>>()).collect()
 }

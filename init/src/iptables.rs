@@ -8,6 +8,7 @@
 //! ports are silent towards the outside; a transparent proxy that isn't there discards instead of letting pass.
 
 mod compile;
+mod decode;
 mod rule;
 mod save;
 mod snapshot;
@@ -27,6 +28,7 @@ use crate::plan::{Family, Plan};
 
 pub use compile::Table;
 use compile::{Rules, Tables};
+pub(crate) use decode::held;
 use save::Saved;
 pub use snapshot::{Snapshot, restore, snapshot};
 use tools::Tools;

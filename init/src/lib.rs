@@ -32,6 +32,7 @@ pub mod cli;
 pub mod confirm;
 mod error;
 pub mod explain;
+mod in_place;
 pub mod intent;
 pub mod iptables;
 mod netlink;
@@ -49,6 +50,7 @@ pub mod yaml;
 
 pub use backend::Backend;
 pub use error::{Error, Hint};
+pub use in_place::InPlace;
 pub use intent::{InvalidIntent, RedirectIntent};
 pub use netns::in_netns;
 pub use plan::Plan;
@@ -104,20 +106,6 @@ pub fn show() -> Result<Vec<String>, Error> {
     let mut lines = backend::show()?;
     lines.extend(routes::read_back()?.lines());
     Ok(lines)
-}
-
-/// What nftables and the routes hold in the calling thread's network namespace, as a plan; `None` when there are no
-/// rules of ours. Rules of the iptables backend can't be read so; that is an error.
-pub fn in_place() -> Result<Option<Plan>, Error> {
-    let rules = if nft::works()? { nft::read_back()? } else { None };
-    let Some(rules) = rules else {
-        let by_iptables =
-            backend::left_over(iptables::Variant::Nft)? || backend::left_over(iptables::Variant::Legacy)?;
-        return if by_iptables { Err(Error::MadeByIptables) } else { Ok(None) };
-    };
-    let mut plan = routes::read_back()?.plan();
-    plan.chains = rules.chains().map_err(Error::ForeignRule)?;
-    Ok(Some(plan))
 }
 
 /// The differences between what is in place and the plan: `-` lines are only in the kernel, `+` lines only in

@@ -194,6 +194,8 @@ pub enum Match {
     /// The packet asks for a connection: SYN without ACK, whatever connection tracking takes it for. The rule must match
     /// TCP too.
     Syn,
+    /// Any other packet of TCP than [`Syn`](Self::Syn); the rule must match TCP too.
+    NotSyn,
 }
 
 /// What a rule does with a packet that matches.
@@ -251,6 +253,7 @@ impl fmt::Display for Match {
             Self::ConnectionMark(mark) => write!(f, "ct mark {mark:#x}"),
             Self::InvalidConnection => f.write_str("ct state invalid"),
             Self::Syn => f.write_str("tcp flags & (syn | ack) == syn"),
+            Self::NotSyn => f.write_str("tcp flags & (syn | ack) != syn"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `ursa-init explain`.
 
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -10,9 +10,10 @@ use serde_json::json;
 use super::Usage;
 use super::options::Options;
 use super::place::Place;
+use crate::InPlace;
 use crate::explain::{Explanation, Landing, Way, explain, listeners, own_addresses, way};
 use crate::plan::simulate::{Owner, Packet};
-use crate::plan::{HookPoint, Plan, Protocol};
+use crate::plan::{Family, HookPoint, PASSTHROUGH_V4, PASSTHROUGH_V6, Plan, Protocol};
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "The packet")]
@@ -100,28 +101,38 @@ pub(super) fn run(
     let sender = Sender::parse(&arguments.from)?;
     let to = destination(&arguments.to)?;
     let netns = place.look()?;
-    let (plan, of) = if options.is_empty() {
-        let found = netns
-            .run(crate::in_place)?
-            .context("can't read the rules in place; name a document (--config)")?;
-        let none =
-            "no rules of Ursa's nftables backend are in place: name a document (--config, --proxy-uid, …)";
-        (found.ok_or_else(|| Usage(none.to_owned()))?, "the rules in place")
+    let (plans, in_place) = if options.is_empty() {
+        let found =
+            netns.run(InPlace::read)?.context("can't read the rules in place; name a document (--config)")?;
+        let none = "no rules of Ursa's are in place: name a document (--config, --proxy-uid, …)";
+        let found = found.ok_or_else(|| Usage(none.to_owned()))?;
+        ([found.plan(Family::V4).clone(), found.plan(Family::V6).clone()], Some(found))
     } else {
         let mut intent = options.resolve()?.0;
         place.keep_ssh(&netns, &mut intent, None)?;
-        (Plan::compile(&intent)?, "the document")
+        let plan = Plan::compile(&intent)?;
+        ([plan.clone(), plan], None)
+    };
+    let of = match &in_place {
+        Some(found) => format!("the rules in place ({})", found.backend),
+        None => "the document".to_owned(),
     };
     let local = sender.uid.is_some() || sender.gid.is_some() || sender.cgroup.is_some();
     let arriving = arguments.arriving || (sender.address.is_some() && !local);
-    let packet = place.inside(&netns, || packet(&plan, &sender, to, arriving))??;
-    let explanation = explain(&plan, &packet);
-    let listening = place.inside(&netns, listeners)?;
+    // Both families have the same routes.
+    let packet = place.inside(&netns, || packet(&plans[0], &sender, to, arriving))??;
+    let family = if packet.destination.is_ipv4() { Family::V4 } else { Family::V6 };
+    let mut explanation = explain(&plans[usize::from(family == Family::V6)], &packet);
+    if let Some(found) = &in_place {
+        found.in_its_words(family, &mut explanation);
+    }
+    let protocol = packet.protocol.unwrap_or(Protocol::Tcp);
+    let listening = place.inside(&netns, || listeners(protocol))?;
     let listener = match explanation.landing {
-        Landing::Redirected(port) | Landing::Handed(port) if packet.protocol == Some(Protocol::Tcp) => {
+        Landing::Redirected(port) | Landing::Handed(port) => {
             match listening.iter().find(|(p, _)| *p == port) {
                 Some((_, uid)) => format!("A process of uid {uid} listens there."),
-                None => "NOTHING LISTENS THERE now: the connection is refused.".to_owned(),
+                None => "NOTHING LISTENS THERE now: it is refused.".to_owned(),
             }
         }
         _ => String::new(),
@@ -133,7 +144,7 @@ pub(super) fn run(
         writeln!(out, "{}", serde_json::to_string_pretty(&document)?)?;
         return Ok(());
     }
-    write(out, &packet, of, &explanation, &listener)
+    write(out, &packet, &of, &explanation, &listener)
 }
 
 /// Fills in what the namespace knows: addresses and interfaces that weren't said.
@@ -146,15 +157,20 @@ fn packet(
     let own = |like: Option<IpAddr>| {
         let same = |ip: &IpAddr| like.is_none_or(|like| like.is_ipv4() == ip.is_ipv4());
         let mut all: Vec<_> = own_addresses().map(|(_, ip)| ip).filter(same).collect();
+        // Nobody's but the proxy's, when it delivers.
+        all.retain(|ip| ![PASSTHROUGH_V4, PASSTHROUGH_V6].contains(ip));
         all.sort_by_key(IpAddr::is_loopback);
         all.first().copied()
     };
     let no_address = || Usage("this namespace has no address of that family: say one in --to".to_owned());
     let destination = to.or_else(|| own(sender.address)).ok_or_else(no_address)?;
-    // Mesh addresses are routed to lo by us; a document may not be in place yet.
+    // Mesh addresses are routed to lo by us, with a source; a document may not be in place yet.
     let mesh = plan.local_routes.iter().any(|net| net.contains(&destination));
     let known = if mesh {
-        let source = own(Some(destination)).unwrap_or(destination);
+        let source = match destination {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
         Some(Way { source, interface: "lo".to_owned(), local: true })
     } else {
         way(destination)

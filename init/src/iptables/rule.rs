@@ -121,6 +121,7 @@ impl Matching {
                 Some(())
             }
             Match::Syn => narrow(&mut self.syn, &true, same),
+            Match::NotSyn => narrow(&mut self.syn, &false, same),
             Match::Uid(ids) => self.owner("--uid-owner", *ids),
             Match::Gid(ids) => self.owner("--gid-owner", *ids),
             Match::NotGid(ids) => {

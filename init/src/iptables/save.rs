@@ -18,6 +18,9 @@ impl Saved {
         let mut saved = Self::default();
         let mut current: Option<&mut Vec<(String, Vec<String>)>> = None;
         for line in text.lines() {
+            // With counters asked for, they stand before the rule.
+            let counted = line.strip_prefix('[').and_then(|rest| rest.split_once("] "));
+            let line = counted.map_or(line, |(_, rule)| rule);
             if let Some(name) = line.strip_prefix('*') {
                 let table = Table::ALL.into_iter().find(|t| t.name() == name.trim());
                 current = table.map(|t| saved.tables.entry(t).or_default());
@@ -146,8 +149,8 @@ pub(super) fn canonical(rule: &str, comments: Comments) -> Vec<String> {
         }
         let value = values.join(" ");
         let value = match word.as_str() {
-            // The module is known by its options, if it has any.
-            "-m" if value != "socket" => continue,
+            // The module is known by its options, if it has any of its own.
+            "-m" if !matches!(value.as_str(), "socket" | "connmark") => continue,
             "--comment" if comments == Comments::Ignore => continue,
             "-p" => protocol(&value).to_owned(),
             "-s" | "-d" => with_prefix(&value),
@@ -169,7 +172,7 @@ pub(super) fn canonical(rule: &str, comments: Comments) -> Vec<String> {
     out
 }
 
-fn protocol(name: &str) -> &str {
+pub(super) fn protocol(name: &str) -> &str {
     match name {
         "6" => "tcp",
         "17" => "udp",
@@ -180,7 +183,7 @@ fn protocol(name: &str) -> &str {
 }
 
 /// Splits as iptables-restore does: by blanks, with quotes and backslashes.
-fn words(line: &str) -> Vec<String> {
+pub(super) fn words(line: &str) -> Vec<String> {
     let mut out = Vec::new();
     let mut word: Option<String> = None;
     let mut quoted = false;

@@ -96,6 +96,12 @@ impl Tools {
         run(program, &[], "").map_err(|detail| failed(program, "read the rules", &detail))
     }
 
+    /// As [`save`](Self::save), with the counters of every rule.
+    pub(super) fn save_counted(&self, family: Family) -> Result<String, Error> {
+        let program = &self.programs(family).save;
+        run(program, &["-c"], "").map_err(|detail| failed(program, "read the rules", &detail))
+    }
+
     /// Applies the text; every table in it is taken whole or not at all, one after the other.
     pub(super) fn restore(&self, family: Family, text: &str) -> Result<(), Error> {
         let program = &self.programs(family).restore;

@@ -9,36 +9,38 @@ use super::expr::{
 };
 use super::ruleset::{HookDef, Ruleset, TableFamily};
 use crate::cgroup;
+use crate::in_place::{Held, Line};
 use crate::intent::{Ids, Interface, Ports};
 use crate::plan::{Action, Chain, Family, Hook, HookKind, HookPoint, Match, Protocol, Rule};
 
 impl Ruleset {
-    /// The chains as a plan has them, rule by rule; the error is the first rule that Ursa can't have written.
-    pub fn chains(&self) -> Result<Vec<Chain>, String> {
-        let mut chains: Vec<Chain> = Vec::new();
-        for def in &self.chains {
-            // Where each family has a table, both have the same chains.
-            if chains.iter().all(|chain| chain.name != def.name) {
-                let hook = def.hook.as_ref().map(|h| hook(h).ok_or_else(|| format!("chain {}", def.name)));
-                chains.push(Chain {
-                    name: def.name.clone().into(),
-                    hook: hook.transpose()?,
-                    rules: Vec::new(),
-                });
-            }
+    /// What concerns packets of the family, rule by rule; the error is the first rule that Ursa can't have written.
+    pub(crate) fn held(&self, family: Family) -> Result<Held, String> {
+        let concerns = |table: TableFamily| match table {
+            TableFamily::Inet => true,
+            TableFamily::Ip => family == Family::V4,
+            TableFamily::Ip6 => family == Family::V6,
+        };
+        let mut held = Held::default();
+        for def in self.chains.iter().filter(|def| concerns(def.family)) {
+            let hook = def.hook.as_ref().map(|h| hook(h).ok_or_else(|| format!("chain {}", def.name)));
+            held.chains.push(Chain {
+                name: def.name.clone().into(),
+                hook: hook.transpose()?,
+                rules: Vec::new(),
+            });
         }
-        for def in &self.rules {
+        for def in self.rules.iter().filter(|def| concerns(def.family)) {
             let foreign = || format!("chain {}: {}", def.chain, expr::line(&def.exprs));
-            let (mut matches, action) = rule(&def.exprs).ok_or_else(foreign)?;
-            match def.family {
-                TableFamily::Inet => {}
-                TableFamily::Ip => matches.insert(0, Match::Family(Family::V4)),
-                TableFamily::Ip6 => matches.insert(0, Match::Family(Family::V6)),
-            }
-            let chain = chains.iter_mut().find(|chain| chain.name == def.chain).ok_or_else(foreign)?;
-            chain.rules.push(Rule { matches, action, reason: def.comment.clone().into() });
+            let (matches, action) = rule(&def.exprs).ok_or_else(foreign)?;
+            let chain = held.chains.iter_mut().find(|chain| chain.name == def.chain).ok_or_else(foreign)?;
+            let rule = Rule { matches, action, reason: def.comment.clone().into() };
+            let place = (chain.name.clone(), chain.rules.len());
+            let line = Line { chain: def.chain.clone(), rule: rule.to_string(), packets: def.packets };
+            held.lines.insert(place, line);
+            chain.rules.push(rule);
         }
-        Ok(chains)
+        Ok(held)
     }
 }
 
@@ -107,9 +109,11 @@ fn one(exprs: &[Expr]) -> Option<(Match, usize)> {
         [
             Expr::Payload { base: Base::Transport, offset: TCP_FLAGS, len: 1 },
             Expr::Mask(mask),
-            Expr::Cmp(Cmp::Eq, flags),
+            Expr::Cmp(op @ (Cmp::Eq | Cmp::Neq), flags),
             ..,
-        ] if mask[..] == [SYN_ACK] && flags[..] == [SYN] => (Match::Syn, 3),
+        ] if mask[..] == [SYN_ACK] && flags[..] == [SYN] => {
+            (if *op == Cmp::Eq { Match::Syn } else { Match::NotSyn }, 3)
+        }
         [Expr::Payload { base: Base::Transport, offset, len: 2 }, rest @ ..] => {
             let (ports, used) = match rest {
                 [Expr::Cmp(Cmp::Eq, port), ..] => (Ports::one(be16(port)?), 2),

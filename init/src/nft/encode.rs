@@ -178,11 +178,8 @@ fn matches(matches: &[Match], cgroups: &Cgroups) -> Vec<Expr> {
                 Expr::Mask(CT_STATE_INVALID.to_ne_bytes().to_vec()),
                 Expr::Cmp(Cmp::Neq, vec![0; 4]),
             ]),
-            Match::Syn => out.extend([
-                Expr::Payload { base: Base::Transport, offset: TCP_FLAGS, len: 1 },
-                Expr::Mask(vec![SYN_ACK]),
-                Expr::Cmp(Cmp::Eq, vec![SYN]),
-            ]),
+            Match::Syn => flags(&mut out, Cmp::Eq),
+            Match::NotSyn => flags(&mut out, Cmp::Neq),
         }
     }
     out
@@ -190,6 +187,12 @@ fn matches(matches: &[Match], cgroups: &Cgroups) -> Vec<Expr> {
 
 fn equal(key: MetaKey, value: Vec<u8>) -> [Expr; 2] {
     [Expr::Meta(key), Expr::Cmp(Cmp::Eq, value)]
+}
+
+/// SYN without ACK, or anything else.
+fn flags(out: &mut Vec<Expr>, op: Cmp) {
+    out.push(Expr::Payload { base: Base::Transport, offset: TCP_FLAGS, len: 1 });
+    out.extend([Expr::Mask(vec![SYN_ACK]), Expr::Cmp(op, vec![SYN])]);
 }
 
 /// Ids are numbers in the host's order; a range compares bytes, so they are turned round first.

@@ -153,6 +153,8 @@ fn holds(m: &Match, packet: &Packet) -> bool {
         Match::Mark(mark) => packet.mark == *mark,
         Match::ConnectionMark(mark) => packet.connection_mark == *mark,
         Match::InvalidConnection => packet.invalid,
+        // A connection's first packet asks for it.
         Match::Syn => packet.protocol == Some(Protocol::Tcp) && !packet.invalid,
+        Match::NotSyn => packet.protocol == Some(Protocol::Tcp) && packet.invalid,
     }
 }

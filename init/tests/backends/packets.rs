@@ -7,10 +7,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use ursa_init::InPlace;
 use ursa_init::backend::Backend;
 use ursa_init::intent::RedirectIntent;
 use ursa_init::plan::simulate::{Owner, Packet, Verdict, decide};
-use ursa_init::plan::{HookPoint, PASSTHROUGH_V4, PASSTHROUGH_V6, Plan, Protocol};
+use ursa_init::plan::{Family, HookPoint, PASSTHROUGH_V4, PASSTHROUGH_V6, Plan, Protocol};
 
 use crate::lab::Namespace;
 use strategies::{Aim, Way, aim, valid};
@@ -130,11 +131,11 @@ fn shot(aim: &Aim) -> Shot {
     }
 }
 
-/// What the simulator expects, in terms of what is seen.
-fn expected(plan: &Plan, aim: &Aim, sent: &Sent, backend: Backend) -> (Fate, u16, String) {
+/// The packet as the simulator takes it.
+fn packet(plan: &Plan, aim: &Aim, sent: &Sent) -> Packet {
     let (local, leaves) = route(plan, aim);
     let out = aim.way == Way::Out;
-    let packet = Packet {
+    Packet {
         point: if out { HookPoint::Output } else { HookPoint::Prerouting },
         protocol: Some(aim.protocol),
         source: sent.source.ip(),
@@ -153,9 +154,13 @@ fn expected(plan: &Plan, aim: &Aim, sent: &Sent, backend: Backend) -> (Fate, u16
         connection_mark: 0,
         invalid: false,
         destination_is_local: local,
-    };
-    let decision = decide(plan, &packet);
-    let iptables = backend != Backend::Nftables;
+    }
+}
+
+/// What the simulator expects, in terms of what is seen.
+fn expected(plan: &Plan, packet: &Packet, backend: Backend) -> (Fate, u16, String) {
+    let decision = decide(plan, packet);
+    let (iptables, out) = (backend != Backend::Nftables, packet.point == HookPoint::Output);
     let fate = match decision.verdict {
         Verdict::Passes => Fate::Passed,
         Verdict::Redirected(port) => Fate::Landed(port),
@@ -184,6 +189,8 @@ fn check(
     lab.web
         .apply(&plan, backend)
         .map_err(|e| TestCaseError::fail(format!("{backend}: {}", e.with_causes())))?;
+    let held = lab.web.run(InPlace::read).map_err(|e| TestCaseError::fail(e.with_causes()))?;
+    let held = held.ok_or_else(|| TestCaseError::fail("nothing is in place"))?;
     let mut checked = 0;
     for way in [Way::Out, Way::Eth0, Way::Br0] {
         // What arrives has a foreign source, and addresses of the sender's own never arrive.
@@ -197,11 +204,24 @@ fn check(
                 continue;
             }
             checked += 1;
-            let (mut sent, mut wanted) = (sent, expected(&plan, aim, &sent, backend));
+            let mut packet = packet(&plan, aim, &sent);
+            let (mut sent, mut wanted) = (sent, expected(&plan, &packet, backend));
+            // The rules in place, read back as a plan, say the same.
+            let family = if aim.to.is_ipv4() { Family::V4 } else { Family::V6 };
+            let read = expected(held.plan(family), &packet, backend);
+            prop_assert_eq!(
+                (read.0, read.1),
+                (wanted.0, wanted.1),
+                "{}: {:?} read back: {}",
+                backend,
+                aim,
+                read.2
+            );
             if !agree(aim, &sent, &wanted) {
                 // Once more and alone: a machine under load may answer late, but not twice.
                 sent = lab.fire(way, &[shot(aim)])[0].unwrap_or(sent);
-                wanted = expected(&plan, aim, &sent, backend);
+                packet.source_port = sent.source.port();
+                wanted = expected(&plan, &packet, backend);
             }
             prop_assert!(
                 agree(aim, &sent, &wanted),
