@@ -13,7 +13,7 @@ use crate::cgroup;
 use crate::error::Error;
 use crate::iptables::{self, DISPATCHERS, Table, Variant};
 use crate::nft;
-use crate::plan::Plan;
+use crate::plan::{Family, Plan};
 
 /// What puts the rules in place.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -251,8 +251,8 @@ pub(crate) fn show() -> Result<Vec<String>, Error> {
 
 /// What the rules in place can't tell apart, because the slice that they name is gone or isn't there yet.
 fn gone_slices(found: &nft::Ruleset) -> BTreeSet<String> {
-    let chains = found.chains().unwrap_or_default();
-    let rules = chains.iter().flat_map(|chain| &chain.rules);
+    let held = [Family::V4, Family::V6].map(|family| found.held(family).unwrap_or_default());
+    let rules = held.iter().flat_map(|held| &held.chains).flat_map(|chain| &chain.rules);
     let gone = rules.filter(|rule| rule.cgroups().any(cgroup::is_gone));
     gone.map(|rule| format!("! {}: its slice doesn't exist now, so that matches nothing", rule.reason))
         .collect()

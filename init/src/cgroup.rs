@@ -67,7 +67,12 @@ pub(crate) fn by_number(number: u64, level: u32) -> Option<Cgroup> {
         let path = find(&root, number, level)?;
         path.strip_prefix(&root).ok()?.to_str()?.parse().ok()
     });
-    found.or_else(|| format!("{GONE}{number}").parse().ok())
+    found.or_else(|| gone(number))
+}
+
+/// What stands for a cgroup of which only the number is left; 0 where not even that is.
+pub(crate) fn gone(number: u64) -> Option<Cgroup> {
+    format!("{GONE}{number}").parse().ok()
 }
 
 /// Whether [`by_number`] found none.

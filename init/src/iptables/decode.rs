@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::compile::{PREFIX, Rules, Table};
 use super::save::{Saved, protocol, words};
 use super::{Kernel, Variant, text};
+use crate::cgroup;
 use crate::error::Error;
 use crate::in_place::{Held, Line};
 use crate::intent::{Ids, Interface, Ports};
@@ -154,6 +155,11 @@ fn rule(text: &str) -> Option<Rule> {
             ) => {}
             (option, not) => matches.push(one(option, not, &value, &module)?),
         }
+    }
+    if action.is_none() && matches.is_empty() && !reason.is_empty() {
+        // Nothing but a comment: what waits for its slice. Nobody is in it.
+        matches.push(Match::Cgroup(cgroup::gone(0)?));
+        action = Some(Action::Return);
     }
     if let Some((before, _)) = reason.rsplit_once(" (cgroup ") {
         reason.truncate(before.len());

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::compile::Tables;
-use super::{Kernel, Variant, Wanted, found};
+use super::{Kernel, Variant, Wanted, found, possible};
 use crate::error::Error;
 use crate::plan::Family;
 
@@ -30,6 +30,9 @@ pub fn snapshot(variant: Variant) -> Result<Snapshot, Error> {
 
 /// Puts our rules back as they stood; returns whether anything changed.
 pub fn restore(snapshot: &Snapshot) -> Result<bool, Error> {
-    let wanted = Wanted { families: snapshot.families.clone() };
+    let of =
+        |tables: &Tables| tables.iter().map(|(table, rules)| (*table, possible(rules.clone()))).collect();
+    let wanted =
+        Wanted { families: snapshot.families.iter().map(|(family, tables)| (*family, of(tables))).collect() };
     Kernel::open(snapshot.variant)?.exclusively(|kernel| kernel.reach(&wanted))
 }
