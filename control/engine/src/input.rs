@@ -2,7 +2,7 @@
 //!
 //! An object that can't be understood is left out, with the reason as a warning on it; nothing else suffers.
 
-use std::{cmp::Ordering, collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeMap, net::IpAddr, num::NonZeroU32, sync::Arc};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -283,6 +283,7 @@ fn proxy(resource: &Arc<Resource>, hash: u128) -> Result<Proxy, String> {
             outbound: or_default(transparent.redirect_port_outbound, 15001),
             ipv4: family != IpFamilyMode::Ipv6,
             ipv6: family != IpFamilyMode::Ipv4,
+            tproxy_mark: NonZeroU32::new(transparent.tproxy_mark),
         },
         reachable: transparent.reachable_backends.map(|backends| {
             let refs = backends.refs.into_iter();

@@ -250,6 +250,12 @@ impl<'a> Maker<'a, '_> {
             port: inbound.port,
             service_address: inbound.service_address,
             service_port: inbound.service_port,
+            // A client's IPv6 address can't call an IPv4 one.
+            client_mark: self
+                .proxy
+                .redirect
+                .tproxy_mark
+                .filter(|_| inbound.address.is_ipv4() == inbound.service_address.is_ipv4()),
             protocol: &inbound.protocol,
             labels: &self.proxy.labels,
             identity: self.identity,

@@ -9,7 +9,7 @@ pub(crate) use envoy_types::pb::{
         extensions::{
             filters::{
                 http::{rbac::v3 as http_rbac, router::v3 as router},
-                listener::tls_inspector::v3 as tls_inspector,
+                listener::{original_src::v3 as original_src, tls_inspector::v3 as tls_inspector},
                 network::{
                     http_connection_manager::v3 as hcm, rbac::v3 as network_rbac, tcp_proxy::v3 as tcp_proxy,
                 },

@@ -1,6 +1,6 @@
 //! One port of a workload, as its own proxy serves it.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU32, sync::Arc};
 
 use ursa_model::Protocol;
 
@@ -33,6 +33,8 @@ pub(crate) struct Target<'a> {
     pub(crate) port: u16,
     pub(crate) service_address: IpAddr,
     pub(crate) service_port: u16,
+    /// The workload sees the client's address; what is sent with it has this mark.
+    pub(crate) client_mark: Option<NonZeroU32>,
     pub(crate) protocol: &'a Protocol,
     pub(crate) labels: &'a BTreeMap<String, String>,
     /// The SDS name of the proxy's certificate.
@@ -101,8 +103,14 @@ impl Inbound {
         } else {
             filter::Terminal::Tcp(Box::new(filter::tcp(target.name, target.name)))
         };
+        let mut cluster = cluster::local(target.name, target.service_address, target.service_port);
+        if target.client_mark.is_some() {
+            // With it Envoy would leave the choice of a port to connect(), which chooses as the client's kernel did: the
+            // same port again, and two connections would be one.
+            cluster.upstream_bind_config = None;
+        }
         Self {
-            cluster: cluster::local(target.name, target.service_address, target.service_port),
+            cluster,
             upstream: cluster::http_options(target.protocol),
             terminal,
             mode: Mode::Strict,
@@ -122,8 +130,10 @@ impl Inbound {
     }
 
     fn listener(self, target: &Target<'_>, permission: &Permission) -> (Use, Listener) {
-        let with =
-            |chains| listener::inbound(target.name, target.address, target.port, target.labels, chains);
+        let with = |chains| Listener {
+            listener_filters: target.client_mark.map(listener::original_source).into_iter().collect(),
+            ..listener::inbound(target.name, target.address, target.port, target.labels, chains)
+        };
         let identity = target.identity.filter(|_| !target.trust_domains.is_empty());
         let Some(identity) = identity else {
             let refuse = filter::Terminal::Tcp(Box::new(filter::tcp(target.name, REFUSE_INBOUND)));

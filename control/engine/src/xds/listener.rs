@@ -1,6 +1,8 @@
 //! Listeners and filter chains.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU32};
+
+use prost::{Message, Name};
 
 use super::part;
 use crate::envoy::{
@@ -8,6 +10,7 @@ use crate::envoy::{
     types::{
         core::TrafficDirection,
         listener::{AdditionalAddress, Filter, FilterChain, Listener, ListenerFilter, listener_filter},
+        original_src::OriginalSrc,
         tls_inspector::TlsInspector,
     },
 };
@@ -98,9 +101,19 @@ pub(crate) fn chain(filters: Vec<Filter>) -> FilterChain {
 
 /// Tells TLS from plaintext before a filter chain is chosen.
 pub(crate) fn tls_inspector() -> ListenerFilter {
+    filter("envoy.filters.listener.tls_inspector", &TlsInspector::default())
+}
+
+/// Lets the workload see the client's address. What is sent with it has this mark.
+pub(crate) fn original_source(mark: NonZeroU32) -> ListenerFilter {
+    let config = OriginalSrc { mark: mark.get(), ..OriginalSrc::default() };
+    filter("envoy.filters.listener.original_src", &config)
+}
+
+fn filter<M: Message + Name>(name: &str, config: &M) -> ListenerFilter {
     ListenerFilter {
-        name: "envoy.filters.listener.tls_inspector".to_owned(),
-        config_type: Some(listener_filter::ConfigType::TypedConfig(any(&TlsInspector::default()))),
+        name: name.to_owned(),
+        config_type: Some(listener_filter::ConfigType::TypedConfig(any(config))),
         ..ListenerFilter::default()
     }
 }

@@ -5,7 +5,10 @@
 //! plaintext. Inbound, everything that no listener claims is refused: a meshed port whose listener isn't there
 //! yet is not open in plaintext, whatever address it was dialled by.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU32,
+};
 
 use ursa_model::vip::VIP_RANGES;
 
@@ -16,7 +19,7 @@ use crate::{
         encode,
         types::{
             core::TrafficDirection,
-            listener::{FilterChain, FilterChainMatch},
+            listener::{FilterChain, FilterChainMatch, Listener},
         },
     },
     input,
@@ -35,12 +38,15 @@ pub(crate) struct Redirect {
     pub(crate) outbound: u16,
     pub(crate) ipv4: bool,
     pub(crate) ipv6: bool,
+    /// What arrives comes by TPROXY: nothing is rewritten, and what Envoy delivers with the client's address needs this
+    /// mark for the answers to find back to it.
+    pub(crate) tproxy_mark: Option<NonZeroU32>,
 }
 
 impl Redirect {
     /// For what is shared by all that have it.
     pub(crate) fn hash(self) -> u128 {
-        input::hash(&(self.inbound, self.outbound, self.ipv4, self.ipv6))
+        input::hash(&(self.inbound, self.outbound, self.ipv4, self.ipv6, self.tproxy_mark))
     }
 
     fn families(self) -> impl Iterator<Item = (&'static str, IpAddr)> {
@@ -84,14 +90,18 @@ pub(crate) fn inbound(redirect: Redirect, layer: &mut Layer) {
     put_cluster(layer, &cluster::closed(REFUSE_INBOUND));
     for (family, any_address) in redirect.families() {
         let name = format!("self_transparentproxy_passthrough_inbound_{family}");
-        let listener = listener::catch_all(
-            &name,
-            any_address,
-            redirect.inbound,
-            TrafficDirection::Inbound,
-            Vec::new(),
-            to(&name, REFUSE_INBOUND),
-        );
+        let listener = Listener {
+            // Accepts connections to whatever address the client meant.
+            transparent: redirect.tproxy_mark.and_then(|_| part::yes()),
+            ..listener::catch_all(
+                &name,
+                any_address,
+                redirect.inbound,
+                TrafficDirection::Inbound,
+                Vec::new(),
+                to(&name, REFUSE_INBOUND),
+            )
+        };
         layer.insert(TypeUrl::Listener, encode::resource(TypeUrl::Listener, &name, &listener));
     }
 }

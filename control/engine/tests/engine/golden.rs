@@ -61,6 +61,35 @@ fn redirect() {
     snapshot!(case("plain", "web-1", &wanted));
 }
 
+/// Takes out what says how connections come in and go on, by resource and field.
+fn take_transport(dump: &mut Value) -> Value {
+    let mut taken = serde_json::Map::new();
+    let resources = dump.as_object_mut().expect("a dump").values_mut().filter_map(Value::as_object_mut);
+    for (name, resource) in resources.flatten() {
+        for field in ["transparent", "listenerFilters", "upstreamBindConfig"] {
+            if let Some(value) = resource.as_object_mut().and_then(|object| object.remove(field)) {
+                taken.insert(format!("{name} {field}"), value);
+            }
+        }
+    }
+    taken.into()
+}
+
+/// Whoever comes by TPROXY meets the same filters.
+#[test]
+fn tproxy() {
+    let input = read("tproxy.input.yaml");
+    let rewritten = input.replace("tproxyMark: 1337", "");
+    let [mut kept, mut rewritten] = [input, rewritten].map(|input| {
+        let (engine, outcome) = engine_with(&input);
+        assert_eq!(outcome.warnings, []);
+        engine.config_dump(&proxy("backend-1"))
+    });
+    assert_ne!(kept, rewritten);
+    snapshot!(json!({"tproxy": take_transport(&mut kept), "redirect": take_transport(&mut rewritten)}));
+    assert_eq!(kept, rewritten);
+}
+
 #[test]
 fn permission() {
     let wanted = [

@@ -93,6 +93,9 @@ spec_struct! {
     pub struct TransparentProxying {
         pub redirect_port_inbound: u32,
         pub redirect_port_outbound: u32,
+        /// Not the peer's: what arrives comes by TPROXY, and the proxy's deliveries carry the client's address and this
+        /// mark. Zero where the redirect rewrites.
+        pub tproxy_mark: u32,
         pub direct_access_services: Vec<String>,
         pub ip_family_mode: Option<IpFamilyMode>,
         pub reachable_backends: Option<ReachableBackends>,
