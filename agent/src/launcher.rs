@@ -30,6 +30,8 @@ pub struct ShimSpec {
     pub netns: Option<PathBuf>,
     /// The port of its DNS.
     pub dns_port: u16,
+    /// Whether Envoy may use addresses that it hasn't got and mark what it sends, for a redirect by TPROXY.
+    pub transparent: bool,
     /// Envoy's worker threads.
     pub concurrency: u32,
     /// The last-good directory, which the shim serves while no agent is attached. `uid` must be able to read it.

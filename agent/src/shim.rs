@@ -5,7 +5,7 @@
 //! wants of it goes through `control.sock` ([`protocol`]), to which [`client`] is the agent's end.
 //!
 //! [`run`] is the whole life of one, in this order: enter the workload's network namespace, bind every socket, give
-//! up every right, and only then start Envoy.
+//! up every right but the one that a transparent Envoy needs, and only then start Envoy.
 
 pub(crate) mod backoff;
 pub mod client;
@@ -66,6 +66,10 @@ pub struct Config {
     /// Network namespace to enter.
     #[arg(long, value_name = "FILE")]
     pub netns: Option<PathBuf>,
+    /// Let Envoy use addresses that it hasn't got and mark what it sends, for a redirect by TPROXY: it keeps CAP_NET_RAW,
+    /// or CAP_NET_ADMIN where the kernel asks for that.
+    #[arg(long)]
+    pub transparent: bool,
     /// Envoy's worker threads.
     #[arg(long, default_value_t = 2)]
     pub concurrency: u32,
@@ -105,7 +109,8 @@ pub fn run(config: &Config, fallback: Arc<dyn Fallback>, set_log_level: SetLogLe
         "the name server has no port; another shim or program may have it in this network namespace, or `lo` is down",
     )?;
     privileges::raise_descriptor_limit()?;
-    privileges::drop_to(config.uid, config.gid)?;
+    let kept = config.transparent.then(privileges::for_transparent_sockets).transpose()?;
+    privileges::drop_to(config.uid, config.gid, kept)?;
 
     // One thread is enough, and Envoy must be the child of one that lives as long as the process.
     let runtime = tokio::runtime::Builder::new_current_thread()

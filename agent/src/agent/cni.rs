@@ -98,6 +98,17 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_redirected_by_tproxy_gets_a_transparent_envoy() {
+        let spec = pod(json!({
+            "container_id": "c1", "netns": "/run/netns/x", "args": {"K8S_POD_NAME": "web-0"}, "ips": ["10.0.0.9"],
+            "config": {"redirect": {"proxyUids": [77], "inbound": {"mode": "tproxy"}, "tproxy": {"mark": 99}}}
+        }));
+        let spec = spec.unwrap();
+        let mark = spec.dataplane.pointer("/networking/transparentProxying/tproxyMark");
+        assert_eq!((mark, spec.is_transparent()), (Some(&99.into()), true));
+    }
+
+    #[test]
     fn a_pod_that_says_nothing_has_a_valid_workload() {
         let spec = pod(json!({
             "container_id": "c1", "netns": "/run/netns/x", "ips": ["10.0.0.9"],

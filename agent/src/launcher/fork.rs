@@ -330,6 +330,9 @@ impl Keeper {
         if let Some(netns) = &spec.netns {
             command.arg("--netns").arg(netns);
         }
+        if spec.transparent {
+            command.arg("--transparent");
+        }
         let failed = |error: io::Error| format!("{} cannot be started: {error}", self.config.shim.display());
         // The child is left behind on purpose: it is watched and reaped by its pidfd, and makes itself the leader
         // of a session of its own.

@@ -4,3 +4,4 @@
 
 mod relay_envoy;
 mod shim;
+mod transparent;

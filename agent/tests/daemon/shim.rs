@@ -24,17 +24,17 @@ use ursa_agent::shim::client::{ClientError, ShimClient};
 use ursa_agent::shim::protocol::{EnvoyState, EnvoyStatus, XdsRole};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const UID: u32 = 64_321;
+pub(crate) const UID: u32 = 64_321;
 
 /// A network namespace and directories that go away with it.
-struct Lab {
+pub(crate) struct Lab {
     name: String,
-    dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
     envoy: PathBuf,
 }
 
 impl Lab {
-    fn new(test: &str) -> Self {
+    pub(crate) fn new(test: &str) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "namespaces need root");
         let envoy =
             std::env::var_os("URSA_ENVOY").expect("URSA_ENVOY names no Envoy; `make envoy` fetches it");
@@ -58,11 +58,11 @@ impl Lab {
         lab
     }
 
-    fn shim_dir(&self) -> PathBuf {
+    pub(crate) fn shim_dir(&self) -> PathBuf {
         self.dir.path().join("run/w/web")
     }
 
-    fn launcher(&self) -> ForkLauncher {
+    pub(crate) fn launcher(&self) -> ForkLauncher {
         ForkLauncher::new(ForkConfig {
             run_dir: self.dir.path().join("run"),
             shim: env!("CARGO_BIN_EXE_ursa-shim").into(),
@@ -70,7 +70,7 @@ impl Lab {
         })
     }
 
-    fn spec(&self) -> ShimSpec {
+    pub(crate) fn spec(&self) -> ShimSpec {
         ShimSpec {
             id: "web".into(),
             workload: "default.web".into(),
@@ -79,6 +79,7 @@ impl Lab {
             gid: UID,
             netns: Some(Path::new("/run/netns").join(&self.name)),
             dns_port: 15053,
+            transparent: false,
             concurrency: 1,
             last_good: self.dir.path().join("last-good"),
             resolv_conf: self.dir.path().join("resolv.conf"),
@@ -180,13 +181,13 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(status.success(), "{program} {arguments:?}: {status}");
 }
 
-async fn live(client: &ShimClient, not: Option<i32>) -> EnvoyStatus {
+pub(crate) async fn live(client: &ShimClient, not: Option<i32>) -> EnvoyStatus {
     let mut envoy = client.envoy();
     let live = envoy.wait_for(|envoy| envoy.state == EnvoyState::Live && envoy.pid != not);
     timeout(PATIENCE, live).await.expect("Envoy never became live").unwrap().clone()
 }
 
-async fn running(state: &mut watch::Receiver<ShimState>, not: i32) -> (i32, Origin) {
+pub(crate) async fn running(state: &mut watch::Receiver<ShimState>, not: i32) -> (i32, Origin) {
     let other = |state: &ShimState| matches!(state, ShimState::Running { pid, .. } if *pid != not);
     match timeout(PATIENCE, state.wait_for(other)).await.unwrap().unwrap().clone() {
         ShimState::Running { pid, origin, .. } => (pid, origin),
@@ -208,7 +209,7 @@ fn is_zombie(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
 }
 
-fn status_line(pid: i32, key: &str) -> String {
+pub(crate) fn status_line(pid: i32, key: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned()
 }

@@ -13,6 +13,17 @@ use ursa_tests::lab::{Lab, Programs, wait};
 
 /// A container runtime's call; what the plugin printed.
 fn call(lab: &Lab, node: &Node, pod: &Host, verb: &str, injection: &str) -> Result<String, String> {
+    call_for(lab, node, pod, verb, ("web", json!({"kuma.io/sidecar-injection": injection})))
+}
+
+/// As [`call`], for a pod of this name with these annotations.
+pub(crate) fn call_for(
+    lab: &Lab,
+    node: &Node,
+    pod: &Host,
+    verb: &str,
+    (name, annotations): (&str, Value),
+) -> Result<String, String> {
     let previous = json!({
         "cniVersion": "1.0.0",
         "ips": [{"address": format!("{}/24", pod.v4)}],
@@ -20,8 +31,8 @@ fn call(lab: &Lab, node: &Node, pod: &Host, verb: &str, injection: &str) -> Resu
     });
     let config = json!({
         "cniVersion": "1.0.0", "name": "pods", "type": "ursa-cni", "runDir": node.run_dir(),
-        "workload": {"name": "web"},
-        "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"kuma.io/sidecar-injection": injection}},
+        "workload": {"name": name},
+        "runtimeConfig": {"io.kubernetes.cri.pod-annotations": annotations},
         "prevResult": previous,
     });
     let mut child = Command::new(lab.programs.path("ursa-cni"))
@@ -30,7 +41,7 @@ fn call(lab: &Lab, node: &Node, pod: &Host, verb: &str, injection: &str) -> Resu
         .env("CNI_CONTAINERID", "0a1b2c")
         .env("CNI_NETNS", pod.path())
         .env("CNI_IFNAME", "eth0")
-        .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAME=web;K8S_POD_NAMESPACE=shop")
+        .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAME={name};K8S_POD_NAMESPACE=shop"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

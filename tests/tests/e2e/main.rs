@@ -28,3 +28,4 @@ mod rejected;
 mod revoked;
 mod sockets;
 mod tokens;
+mod tproxy;

@@ -367,6 +367,7 @@ impl Life {
             gid: self.spec.gid,
             netns: self.spec.netns.clone(),
             dns_port: self.spec.dns_port,
+            transparent: self.spec.is_transparent(),
             concurrency: self.spec.concurrency,
             last_good: self.shared.state_dir(&self.id),
             resolv_conf: self.spec.resolv_conf.clone(),

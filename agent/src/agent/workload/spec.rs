@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use ursa_init::RedirectIntent;
-use ursa_init::intent::{Cgroup, Dns, Ids, Inbound, Outbound, Part};
+use ursa_init::intent::{Cgroup, Dns, Ids, Inbound, InboundMode, Outbound, Part, Tproxy};
 use ursa_model::{ParseError, Resource};
 
 use crate::agent::config::AgentConfig;
@@ -15,6 +15,8 @@ use crate::relay::hex;
 
 /// The key of a workload file that isn't part of the Dataplane.
 const LOCAL: &str = "ursa";
+/// Where the Dataplane tells of a redirect by TPROXY.
+const TPROXY_MARK: &str = "tproxyMark";
 /// Socket paths hold 107 bytes, and the run directory needs most of them.
 const ID_LENGTH: usize = 40;
 
@@ -166,6 +168,7 @@ impl WorkloadSpec {
                 intent.proxy_uids.push(uid);
             }
             agree_on_ports(intent, &mut dataplane_json).map_err(SpecError::Redirect)?;
+            agree_on_mode(intent, &mut dataplane_json).map_err(SpecError::Redirect)?;
             if told_apart && intent.inbound.include_ports.is_empty() {
                 intent.inbound.include_ports = own_ports(&dataplane_json);
             }
@@ -186,6 +189,14 @@ impl WorkloadSpec {
             dns_port,
             dataplane_token_file: local.dataplane_token_file.or_else(|| config.dataplane_token_file.clone()),
         };
+        if spec.is_transparent() && spec.netns.is_none() {
+            return Err(SpecError::Redirect(
+                "inbound.mode tproxy: Envoy would hold CAP_NET_RAW in the machine's own network namespace, and with it \
+                 could read all that passes there; give the workload one of its own (`ursa.netns`), or leave the mode \
+                 at redirect"
+                    .to_owned(),
+            ));
+        }
         if spec.redirect.is_some() {
             super::redirect::plan(&[&spec]).map_err(SpecError::Redirect)?;
         }
@@ -201,6 +212,12 @@ impl WorkloadSpec {
     /// Whether the kernel can tell its traffic from that of others in its namespace.
     pub const fn is_told_apart(&self) -> bool {
         !self.uids.is_empty() || !self.slices.is_empty()
+    }
+
+    /// Whether its Envoy accepts connections to addresses that it hasn't got, and calls the workload from them: where
+    /// the redirect is by TPROXY.
+    pub fn is_transparent(&self) -> bool {
+        tproxy_mark(&self.dataplane) != 0
     }
 
     /// Name of its directories.
@@ -226,6 +243,7 @@ impl WorkloadSpec {
     pub fn needs_restart(&self, other: &Self) -> bool {
         (&self.netns, self.uid, self.gid, self.concurrency, &self.resolv_conf, self.dns_port)
             != (&other.netns, other.uid, other.gid, other.concurrency, &other.resolv_conf, other.dns_port)
+            || self.is_transparent() != other.is_transparent()
     }
 }
 
@@ -246,11 +264,7 @@ fn agree_on_ports(intent: &mut RedirectIntent, dataplane: &mut Value) -> Result<
         let told = dataplane.pointer(&path).and_then(Value::as_u64).unwrap_or_default();
         match u16::try_from(told) {
             Ok(0) if *port != default => {
-                let networking = &mut dataplane["networking"];
-                if !networking["transparentProxying"].is_object() {
-                    networking["transparentProxying"] = serde_json::json!({});
-                }
-                networking["transparentProxying"][key] = (*port).into();
+                tell(dataplane, key, (*port).into());
             }
             Ok(0) => {}
             Ok(told) if *port == default || *port == told => *port = told,
@@ -262,6 +276,41 @@ fn agree_on_ports(intent: &mut RedirectIntent, dataplane: &mut Value) -> Result<
         }
     }
     Ok(())
+}
+
+/// Likewise whether connections keep their addresses, and with which mark Envoy then calls the workload.
+fn agree_on_mode(intent: &mut RedirectIntent, dataplane: &mut Value) -> Result<(), String> {
+    let told = tproxy_mark(dataplane);
+    let mark = intent.tproxy.mark;
+    match (told, intent.inbound.mode) {
+        (0, InboundMode::Redirect) => {}
+        (0, InboundMode::Tproxy) => tell(dataplane, TPROXY_MARK, mark.into()),
+        (told, _) if mark == Tproxy::default().mark || mark == told => {
+            intent.inbound.mode = InboundMode::Tproxy;
+            intent.tproxy.mark = told;
+        }
+        (told, _) => {
+            return Err(format!(
+                "tproxy.mark {mark} contradicts networking.transparentProxying.{TPROXY_MARK}: {told}; say it once"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The mark of the proxy's calls to the workload; 0 where they don't carry the client's address.
+fn tproxy_mark(dataplane: &Value) -> u32 {
+    let told =
+        dataplane.pointer("/networking/transparentProxying").and_then(|told| told[TPROXY_MARK].as_u64());
+    told.and_then(|mark| u32::try_from(mark).ok()).unwrap_or_default()
+}
+
+fn tell(dataplane: &mut Value, key: &str, value: Value) {
+    let networking = &mut dataplane["networking"];
+    if !networking["transparentProxying"].is_object() {
+        networking["transparentProxying"] = serde_json::json!({});
+    }
+    networking["transparentProxying"][key] = value;
 }
 
 /// The ports on which the workload itself listens.
@@ -326,6 +375,34 @@ mod tests {
         assert_eq!(spec.redirect.unwrap().outbound.port, 15101);
         let error = read(&format!("{told}ursa: {{netns: /x, redirect: {{outbound: {{port: 15201}}}}}}\n"));
         assert!(error.unwrap_err().to_string().contains("say it once"));
+    }
+
+    #[test]
+    fn dataplane_and_redirect_agree_on_tproxy() {
+        let mark = |spec: &WorkloadSpec| {
+            let told = spec.dataplane.pointer("/networking/transparentProxying/tproxyMark").cloned();
+            (told, spec.redirect.as_ref().map(|intent| (intent.inbound.mode, intent.tproxy.mark)))
+        };
+        let file = |redirect: &str| {
+            format!("{WEB}ursa: {{netns: /x, proxyUid: 7, redirect: {{inbound: {{mode: {redirect}}}}}}}\n")
+        };
+        let plain = read(&file("redirect")).unwrap();
+        assert_eq!(mark(&plain), (None, Some((InboundMode::Redirect, 1337))));
+        let spec = read(&file("tproxy")).unwrap();
+        assert_eq!(mark(&spec), (Some(1337.into()), Some((InboundMode::Tproxy, 1337))));
+        assert!(spec.is_transparent() && plain.needs_restart(&spec), "its Envoy needs other rights");
+        let spec = read(&file("tproxy}, tproxy: {mark: 99")).unwrap();
+        assert_eq!(mark(&spec), (Some(99.into()), Some((InboundMode::Tproxy, 99))));
+
+        let told = WEB.replace("10.0.0.1,", "10.0.0.1, transparentProxying: {tproxyMark: 42},");
+        let spec = read(&format!("{told}ursa: {{netns: /x, proxyUid: 7}}\n")).unwrap();
+        assert_eq!(mark(&spec), (Some(42.into()), Some((InboundMode::Tproxy, 42))));
+        let error = read(&format!("{told}ursa: {{netns: /x, redirect: {{tproxy: {{mark: 99}}}}}}\n"));
+        assert!(error.unwrap_err().to_string().contains("say it once"));
+        for own in [format!("{told}ursa: {{}}\n"), file("tproxy").replace("netns: /x, ", "")] {
+            let error = read(&own).unwrap_err().to_string();
+            assert!(error.contains("the machine's own network namespace"), "{own}: {error}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Findings;
 use super::settings::{Lookups, Settings, flag, port};
-use crate::intent::{Ports, RedirectIntent, Violation};
+use crate::intent::{InboundMode, Ports, RedirectIntent, Violation};
 
 /// A whole document of kumactl's settings; the other annotations win over it.
 const CONFIG: &str = "traffic.kuma.io/transparent-proxy-config";
@@ -15,6 +15,8 @@ const REMOVED: [&str; 2] = [
     "traffic.kuma.io/exclude-outbound-tcp-ports-for-uids",
     "traffic.kuma.io/exclude-outbound-udp-ports-for-uids",
 ];
+/// Ours: Kuma has no TPROXY.
+const MODE: &str = "ursa.io/inbound-mode";
 const PROBE_PORTS: [&str; 2] = ["kuma.io/virtual-probes-port", "kuma.io/application-probe-proxy-port"];
 
 /// Annotations that are one of kumactl's settings each, the older spelling first: the later one wins.
@@ -40,7 +42,8 @@ const SETTINGS: &[(&str, &str)] = &[
 
 /// Whether an annotation concerns the redirect.
 pub fn is_known(annotation: &str) -> bool {
-    let others = [CONFIG, CONFIG_MAP, REDIRECTED, GATEWAY].into_iter().chain(REMOVED).chain(PROBE_PORTS);
+    let others =
+        [CONFIG, CONFIG_MAP, REDIRECTED, GATEWAY, MODE].into_iter().chain(REMOVED).chain(PROBE_PORTS);
     SETTINGS.iter().map(|(name, _)| *name).chain(others).any(|name| name == annotation)
 }
 
@@ -127,6 +130,17 @@ fn switches(intent: &mut RedirectIntent, annotations: &BTreeMap<String, String>,
             Err(why) => found.wrong(&name(GATEWAY), why),
         },
     }
+    match annotations.get(MODE).map(String::as_str) {
+        None => {}
+        Some("redirect") => intent.inbound.mode = InboundMode::Redirect,
+        Some("tproxy") => intent.inbound.mode = InboundMode::Tproxy,
+        Some(text) => {
+            found.wrong(
+                &name(MODE),
+                format!("`{text}` is no mode; write `redirect`, or `tproxy` to keep clients' addresses"),
+            );
+        }
+    }
     for annotation in PROBE_PORTS {
         match annotations.get(annotation).map(String::as_str) {
             None | Some("0") => {}
@@ -205,6 +219,16 @@ mod tests {
         let gateway = read(&base(), &[(GATEWAY, "enabled")]).unwrap();
         assert!(!gateway.inbound.enabled && gateway.outbound.enabled);
         assert!(!read(&base(), &[("kuma.io/builtindns", "disabled")]).unwrap().dns.enabled);
+    }
+
+    #[test]
+    fn a_pod_may_keep_its_clients_addresses() {
+        let mode = |text: &str| read(&base(), &[(MODE, text)]).map(|intent| intent.inbound.mode);
+        assert_eq!(mode("tproxy"), Ok(InboundMode::Tproxy));
+        assert_eq!(mode("redirect"), Ok(InboundMode::Redirect));
+        let wrong = mode("TPROXY").unwrap_err();
+        assert!(wrong[0].field.contains(MODE) && wrong[0].message.contains("`tproxy`"), "{wrong:?}");
+        assert!(is_known(MODE));
     }
 
     #[test]
