@@ -16,5 +16,7 @@ mod token;
 pub mod workload;
 
 mod run;
+mod service;
 
 pub use run::run;
+pub use service::{Reload, SetLogLevel};

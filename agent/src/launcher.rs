@@ -6,12 +6,16 @@
 pub mod fork;
 mod own;
 mod process;
+pub mod unit;
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
+
+use crate::relay::Admit;
+use crate::systemd::ActiveState;
 
 /// What it takes to run one shim.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +26,8 @@ pub struct ShimSpec {
     pub workload: String,
     /// Path of the Envoy binary.
     pub envoy: PathBuf,
+    /// The systemd unit of the application that it belongs to, with which it starts and stops.
+    pub unit: Option<String>,
     /// User that shim and Envoy run as; not root.
     pub uid: u32,
     /// Group that shim and Envoy run as.
@@ -113,6 +119,16 @@ pub enum LaunchError {
         /// What was found.
         reason: String,
     },
+    /// Its application doesn't run, and it runs only with it.
+    #[error("{unit} is {state}; its sidecar starts with it")]
+    NotWanted {
+        /// Which shim.
+        id: String,
+        /// The application's unit.
+        unit: String,
+        /// What it does.
+        state: ActiveState,
+    },
     /// The shim could not be stopped, or left something behind.
     #[error("shim {id} was not stopped cleanly: {reason}")]
     Stop {
@@ -123,12 +139,27 @@ pub enum LaunchError {
     },
 }
 
+/// How a shim gets what it works by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handover {
+    /// As arguments, and as files in its directory that are there before it starts.
+    Files,
+    /// As [`Settings`](crate::shim::protocol::Settings), which are sent to it and kept where its user can read them:
+    /// somebody else starts it.
+    Settings,
+}
+
 /// Keeps shims running. One per agent.
 pub trait Launcher: Send + Sync + std::fmt::Debug {
-    /// Where the files of this shim are: `<run>/w/<id>`. Make it, and write `bootstrap.json` and `dns.json` there
-    /// before [`ensure`](Launcher::ensure), readable by everybody: the shim closes the directory to others, and
-    /// what is replaced later isn't handed to its user again.
+    /// The directory of this shim, with its `control.sock`. With [`Handover::Files`], make it, and write
+    /// `bootstrap.json` and `dns.json` there before [`ensure`](Launcher::ensure), readable by everybody: the shim
+    /// closes the directory to others, and what is replaced later isn't handed to its user again.
     fn dir(&self, id: &str) -> PathBuf;
+
+    /// How its shims get what they work by.
+    fn handover(&self) -> Handover {
+        Handover::Files
+    }
 
     /// Adopts the shim if it runs, starts it otherwise, and from then on keeps it running. Returns when its control
     /// socket answers, so a [`ShimClient`](crate::shim::client::ShimClient) can connect; Envoy is only starting
@@ -141,6 +172,43 @@ pub trait Launcher: Send + Sync + std::fmt::Debug {
     /// there is none.
     fn stop<'a>(&'a self, id: &'a str, drain: Duration) -> BoxFuture<'a, Result<(), LaunchError>>;
 
+    /// Who may have the configuration and the key of a shim's workload: its Envoy, and nobody who merely runs as the
+    /// same user.
+    fn admission(&self, spec: &ShimSpec, shim: i32) -> Admit;
+
+    /// Returns when it may be worth while to try [`ensure`](Launcher::ensure) again, because something that it waited
+    /// for has appeared. Without news it never returns.
+    fn appeared(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
+
     /// Every shim directory there is, including those left by others.
     fn list(&self) -> BoxFuture<'_, Result<Vec<Found>, LaunchError>>;
+}
+
+/// An id names a directory, and must name no other.
+fn is_id(id: &str) -> Result<(), LaunchError> {
+    let mut components = Path::new(id).components();
+    match (components.next(), components.next()) {
+        (Some(Component::Normal(name)), None) if name == id => Ok(()),
+        _ => Err(LaunchError::Invalid {
+            id: id.to_owned(),
+            reason: "its id is no single path component".into(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_stays_in_its_directory() {
+        for good in ["web", "default.web-1"] {
+            is_id(good).unwrap();
+        }
+        for bad in ["", ".", "..", "/", "/etc", "a/b", "a/", "../w"] {
+            assert!(is_id(bad).is_err(), "{bad:?}");
+        }
+    }
 }

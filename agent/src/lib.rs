@@ -1,6 +1,8 @@
 //! The node agent and the shim: workloads, their identity, xDS relay and SDS, launching and adoption.
 
 pub mod agent;
+mod inotify;
 pub mod launcher;
 pub mod relay;
 pub mod shim;
+pub mod systemd;

@@ -4,6 +4,7 @@
 //! connects gets a [`Downstream`] of its own with its own nonces. The agent owns the cache; while no agent is
 //! attached, the shim answers with the same code from what is on disk ([`serve_last_good`]).
 
+mod access;
 mod cache;
 mod downstream;
 mod kind;
@@ -19,5 +20,5 @@ pub use last_good::{LastGood, LastGoodError, Reader};
 pub(crate) use last_good::{hex, write_atomic};
 pub(crate) use resource::value;
 pub use resource::{ResourceError, item_from_encoded};
-pub use server::{ServeError, serve, serve_last_good};
+pub use server::{Admit, ServeError, children_of, is_of, serve, serve_last_good};
 pub use upstream::{Upstream, UpstreamState};

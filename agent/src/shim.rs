@@ -15,7 +15,7 @@ pub mod dns;
 pub mod envoy;
 mod lines;
 pub mod log;
-pub(crate) mod peer;
+pub mod peer;
 pub mod privileges;
 pub mod process;
 pub mod protocol;

@@ -7,9 +7,13 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::cni::CniConfig;
+use crate::systemd;
 
 /// Where the configuration is looked for unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/ursa/agent.yaml";
+
+/// Where package ursa-envoy puts it.
+const PACKAGED_ENVOY: &str = "/usr/lib/ursa/envoy";
 
 /// The configuration can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -45,9 +49,14 @@ pub enum ConfigError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LauncherKind {
-    /// By the agent itself, as detached processes.
+    /// As systemd units where systemd runs and the agent isn't root, else by the agent itself.
     #[default]
+    Auto,
+    /// By the agent itself, as detached processes. It has to be root, and puts redirects in place itself, too.
     Fork,
+    /// As systemd units `ursa-sidecar@….service`. The agent needs no right but to start and stop them; redirects are
+    /// put in place by units as well.
+    Unit,
 }
 
 /// The agent's configuration.
@@ -62,8 +71,8 @@ pub struct AgentConfig {
     pub state_dir: PathBuf,
     /// One Dataplane per file.
     pub workloads_dir: PathBuf,
-    /// The Envoy binary.
-    pub envoy: PathBuf,
+    /// The Envoy binary; by default that of package ursa-envoy, or else the one on PATH.
+    pub envoy: Option<PathBuf>,
     /// The `ursa-shim` binary; by default the one beside this program.
     pub shim: Option<PathBuf>,
     /// How shims are started.
@@ -99,9 +108,9 @@ impl Default for AgentConfig {
             run_dir: PathBuf::from("/run/ursa"),
             state_dir: PathBuf::from("/var/lib/ursa/agent"),
             workloads_dir: PathBuf::from("/etc/ursa/workloads.d"),
-            envoy: PathBuf::from("/usr/bin/envoy"),
+            envoy: None,
             shim: None,
-            launcher: LauncherKind::Fork,
+            launcher: LauncherKind::Auto,
             node: None,
             proxy_uid: 5678,
             proxy_gid: 5678,
@@ -179,6 +188,22 @@ impl AgentConfig {
         serde_json::from_value(value).map_err(|error| wrong(error.to_string()))
     }
 
+    /// What differs from `other` and takes effect only when the agent is started again.
+    pub fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
+        [
+            ("runDir", self.run_dir == other.run_dir),
+            ("stateDir", self.state_dir == other.state_dir),
+            ("workloadsDir", self.workloads_dir == other.workloads_dir),
+            ("shim", self.shim == other.shim),
+            ("launcher", self.launcher == other.launcher),
+            ("cni", self.cni == other.cni),
+            ("cri", self.cri == other.cri),
+        ]
+        .into_iter()
+        .filter_map(|(name, same)| (!same).then_some(name))
+        .collect()
+    }
+
     /// The socket that the CLI and the CNI plugin talk to.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("agent.sock")
@@ -189,6 +214,17 @@ impl AgentConfig {
         self.state_dir.join("node")
     }
 
+    /// How shims are started here.
+    pub fn launcher(&self) -> LauncherKind {
+        match self.launcher {
+            LauncherKind::Auto if systemd::is_booted() && !nix::unistd::Uid::effective().is_root() => {
+                LauncherKind::Unit
+            }
+            LauncherKind::Auto => LauncherKind::Fork,
+            chosen => chosen,
+        }
+    }
+
     /// This machine's name.
     pub fn node_name(&self) -> String {
         self.node.clone().unwrap_or_else(|| {
@@ -196,6 +232,22 @@ impl AgentConfig {
                 .ok()
                 .and_then(|name| name.into_string().ok())
                 .unwrap_or_else(|| "node".to_owned())
+        })
+    }
+
+    /// The Envoy binary: the configured one, that of the package, or the first on PATH.
+    pub fn envoy_binary(&self) -> Result<PathBuf, String> {
+        if let Some(envoy) = &self.envoy {
+            return Ok(envoy.clone());
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let on_path = std::env::split_paths(&path).map(|dir| dir.join("envoy"));
+        std::iter::once(PathBuf::from(PACKAGED_ENVOY)).chain(on_path).find(|file| file.is_file()).ok_or_else(|| {
+            format!(
+                "there is no Envoy: neither {PACKAGED_ENVOY} nor `envoy` in {} exists; install the package ursa-envoy, or \
+                 name a binary by `envoy:` in {DEFAULT_PATH}",
+                path.display()
+            )
         })
     }
 

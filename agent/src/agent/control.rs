@@ -1,7 +1,7 @@
 //! The node's one connection to control, replaced when the node's certificate is renewed.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -25,14 +25,14 @@ pub struct Link {
 #[derive(Debug)]
 pub struct Control {
     dir: PathBuf,
-    address: Option<String>,
+    address: Mutex<Option<String>>,
     link: watch::Sender<Option<Link>>,
 }
 
 impl Control {
     /// Reads the node's identity from `dir`. `address` overrides the one from the ticket.
     pub fn open(dir: PathBuf, address: Option<String>) -> Result<Self, NodeError> {
-        let control = Self { dir, address, link: watch::Sender::new(None) };
+        let control = Self { dir, address: Mutex::new(address), link: watch::Sender::new(None) };
         if let Some(node) = NodeIdentity::load(&control.dir)? {
             control.install(node)?;
         }
@@ -40,9 +40,26 @@ impl Control {
     }
 
     fn install(&self, node: NodeIdentity) -> Result<(), NodeError> {
-        let channel = node.channel(self.address.as_deref())?;
+        let channel = node.channel(self.told_address().as_deref())?;
         self.link.send_replace(Some(Link { node: Arc::new(node), channel }));
         Ok(())
+    }
+
+    /// Goes to another address from now on; `None` is that of the ticket.
+    pub fn move_to(&self, address: Option<&str>) -> Result<(), NodeError> {
+        let address = address.map(str::to_owned);
+        let mut told = self.address.lock().unwrap_or_else(PoisonError::into_inner);
+        let former = std::mem::replace(&mut *told, address.clone());
+        drop(told);
+        let node = self.link.borrow().as_ref().map(|link| NodeIdentity::clone(&link.node));
+        match node {
+            Some(node) if former != address => self.install(node),
+            _ => Ok(()),
+        }
+    }
+
+    fn told_address(&self) -> Option<String> {
+        self.address.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The link as it changes.
@@ -52,7 +69,7 @@ impl Control {
 
     /// Where control is, if that is known.
     pub fn address(&self) -> Option<String> {
-        self.address.clone().or_else(|| self.link.borrow().as_ref().map(|link| link.node.address.clone()))
+        self.told_address().or_else(|| self.link.borrow().as_ref().map(|link| link.node.address.clone()))
     }
 
     /// Joins by a ticket and uses the new identity at once.

@@ -68,7 +68,8 @@ pub enum Request {
 #[derive(Debug)]
 pub struct AgentSocket {
     listener: UnixListener,
-    path: PathBuf,
+    /// The socket's file, if this process made it; systemd's stays, and callers wait for the next agent.
+    made: Option<PathBuf>,
     parts: Arc<Parts>,
 }
 
@@ -104,7 +105,12 @@ impl AgentSocket {
         }
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener, path: path.to_owned(), parts: Arc::new(parts) })
+        Ok(Self { listener, made: Some(path.to_owned()), parts: Arc::new(parts) })
+    }
+
+    /// Answers on a socket that systemd has opened (`ursa-agent.socket`).
+    pub fn given(listener: std::os::unix::net::UnixListener, parts: Parts) -> io::Result<Self> {
+        Ok(Self { listener: UnixListener::from_std(listener)?, made: None, parts: Arc::new(parts) })
     }
 
     /// Answers until `stop`.
@@ -142,7 +148,9 @@ impl AgentSocket {
                 }
             });
         }
-        let _ = fs::remove_file(&self.path);
+        if let Some(path) = &self.made {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 

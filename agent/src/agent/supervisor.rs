@@ -18,6 +18,7 @@ use ursa_cni_protocol::Records;
 
 use self::namespaces::refuse_ambiguous;
 use self::users::{refuse_shared_users, user_of_pod};
+use super::config::AgentConfig;
 use super::control::chain;
 use super::status::{BrokenFile, Phase, WorkloadStatus};
 use super::workload::{Machine, Origin, Shared, WorkloadFiles, WorkloadSpec};
@@ -44,6 +45,7 @@ enum Command {
     Remove { container: String, answer: oneshot::Sender<bool> },
     Sweep { answer: oneshot::Sender<usize> },
     Status { answer: oneshot::Sender<(Vec<WorkloadStatus>, Vec<BrokenFile>)> },
+    Reload(Box<AgentConfig>),
 }
 
 /// A handle to the supervisor's task. Cheap to clone.
@@ -119,6 +121,12 @@ impl Supervisor {
         answered.await.map_err(|_| gone.to_owned())
     }
 
+    /// The configuration has changed: workloads that inherit something of it follow.
+    pub async fn reload(&self, config: AgentConfig) {
+        // Without a supervisor the agent is stopping.
+        let _ = self.commands.send(Command::Reload(Box::new(config))).await;
+    }
+
     /// The workloads, and the files that describe none.
     pub async fn status(&self) -> (Vec<WorkloadStatus>, Vec<BrokenFile>) {
         let (answer, answered) = oneshot::channel();
@@ -167,7 +175,7 @@ impl Task {
                 self.remove_orphans().await;
             }
             Err(error) => {
-                tracing::error!(dir = %self.shared.config.state_dir.display(), %error,
+                tracing::error!(dir = %self.shared.state_dir.display(), %error,
                     "can't read what a former agent left; nothing of it is removed: mend that and restart the agent");
                 self.reconcile(&BTreeMap::new());
             }
@@ -208,7 +216,7 @@ impl Task {
 
     /// The workloads of a former agent.
     fn recall(&mut self) -> io::Result<BTreeMap<String, WorkloadSpec>> {
-        let dir = self.shared.config.state_dir.join("w");
+        let dir = self.shared.state_dir.join("w");
         let mut specs = BTreeMap::new();
         let entries = match fs::read_dir(&dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(specs),
@@ -241,7 +249,7 @@ impl Task {
 
     /// What should run: the files' workloads and CNI's. A broken file keeps its former version running.
     fn desired(&mut self, remembered: &BTreeMap<String, WorkloadSpec>) -> BTreeMap<String, WorkloadSpec> {
-        let mut scan = self.files.scan(&self.shared.config);
+        let mut scan = self.files.scan(&self.shared.config.load());
         let mut desired: BTreeMap<String, WorkloadSpec> = BTreeMap::new();
         for spec in scan.specs.into_values().chain(self.cni.values().cloned()) {
             desired.entry(spec.id()).or_insert(spec);
@@ -380,7 +388,7 @@ impl Task {
             }
             Err(error) => tracing::warn!(error = %chain(&error), "can't look for shims of former agents"),
         }
-        remains::remove(&self.shared.config.state_dir.join("w"), &known);
+        remains::remove(&self.shared.state_dir.join("w"), &known);
     }
 
     fn on_command(&mut self, command: Command) {
@@ -397,6 +405,10 @@ impl Task {
             Command::Sweep { answer } => {
                 let _ = answer.send(self.sweep());
             }
+            Command::Reload(config) => {
+                self.shared.config.store(Arc::new(*config));
+                self.reconcile(&BTreeMap::new());
+            }
             Command::Status { answer } => {
                 let mut all: Vec<WorkloadStatus> = self
                     .machines
@@ -412,7 +424,7 @@ impl Task {
 
     /// Finds pods that went while nobody told this agent, and lets them leave. Returns how many.
     fn sweep(&mut self) -> usize {
-        let records = Records::below(&self.shared.config.run_dir);
+        let records = Records::below(&self.shared.config.load().run_dir);
         let missing = |path: &Path| matches!(path.try_exists(), Ok(false));
         let gone: Vec<String> = self
             .cni

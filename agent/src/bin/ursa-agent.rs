@@ -7,11 +7,15 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 use ursa_agent::agent::config::AgentConfig;
 use ursa_agent::agent::metrics;
 use ursa_agent::agent::node::NodeIdentity;
 use ursa_agent::agent::socket::{Request, ask};
 use ursa_agent::agent::status::AgentStatus;
+use ursa_agent::agent::{Reload, SetLogLevel};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -104,7 +108,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         _ => {}
     }
-    let mut config = AgentConfig::load(cli.config.as_deref())?;
+    let config = AgentConfig::load(cli.config.as_deref())?;
+    let file = cli.config;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -112,10 +117,17 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         .context("can't start the asynchronous runtime")?;
     match cli.command {
         Command::Run { control_plane, log_level } => {
-            config.control_plane = control_plane.or(config.control_plane);
-            config.log_level = log_level.unwrap_or(config.log_level);
-            start_log(&config.log_level)?;
-            runtime.block_on(ursa_agent::agent::run(config))
+            let over = move |mut config: AgentConfig| {
+                config.control_plane = control_plane.clone().or(config.control_plane);
+                config.log_level = log_level.clone().unwrap_or(config.log_level);
+                config
+            };
+            let config = over(config);
+            let reload = Reload {
+                read: Box::new(move || Ok(over(AgentConfig::load(file.as_deref())?))),
+                set_log_level: start_log(&config.log_level)?,
+            };
+            runtime.block_on(ursa_agent::agent::run(config, reload))
         }
         Command::Join { ticket, name } => runtime.block_on(join(&config, ticket, name)),
         Command::Status { json, metrics } => runtime.block_on(status(&config, json, metrics)),
@@ -123,11 +135,19 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-fn start_log(level: &str) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(level)
-        .with_context(|| format!("`{level}` is no log level; use trace, debug, info, warn or error"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).json().init();
-    Ok(())
+/// Starts logging; the result changes the level.
+fn start_log(level: &str) -> anyhow::Result<SetLogLevel> {
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(filter_of(level)?);
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(tracing_subscriber::fmt::layer().with_writer(io::stderr).json())
+        .init();
+    Ok(Box::new(move |level| handle.reload(filter_of(level)?).context("the log level can't be changed")))
+}
+
+fn filter_of(level: &str) -> anyhow::Result<EnvFilter> {
+    EnvFilter::try_new(level)
+        .with_context(|| format!("`{level}` is no log level; use trace, debug, info, warn or error"))
 }
 
 async fn join(config: &AgentConfig, ticket: String, name: Option<String>) -> anyhow::Result<()> {

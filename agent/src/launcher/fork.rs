@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
@@ -23,7 +23,8 @@ use tracing::{error, info, warn};
 
 use super::own::{end, end_known, identify, with_cause};
 use super::process::Process;
-use super::{Found, LaunchError, Launcher, Origin, ShimSpec, ShimState};
+use super::{Found, LaunchError, Launcher, Origin, ShimSpec, ShimState, is_id};
+use crate::relay::{Admit, children_of};
 use crate::shim::backoff::Backoff;
 use crate::shim::client::ShimClient;
 
@@ -228,6 +229,10 @@ impl Launcher for ForkLauncher {
         Box::pin(self.remove(id, drain))
     }
 
+    fn admission(&self, spec: &ShimSpec, shim: i32) -> Admit {
+        children_of(shim, spec.uid)
+    }
+
     fn list(&self) -> BoxFuture<'_, Result<Vec<Found>, LaunchError>> {
         Box::pin(self.found())
     }
@@ -396,34 +401,8 @@ impl Keeper {
     }
 }
 
-fn is_id(id: &str) -> Result<(), LaunchError> {
-    let mut components = Path::new(id).components();
-    match (components.next(), components.next()) {
-        (Some(Component::Normal(name)), None) if name == id => Ok(()),
-        _ => Err(LaunchError::Invalid {
-            id: id.to_owned(),
-            reason: "its id is no single path component".into(),
-        }),
-    }
-}
-
 /// Tells Envoys on one host apart, by their directory. Envoy multiplies it by ten within 32 bits.
 fn base_id(dir: &Path) -> u32 {
     let digest = Sha256::digest(dir.as_os_str().as_encoded_bytes());
     u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]) & 0x0fff_ffff
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_stays_in_its_directory() {
-        for good in ["web", "default.web-1"] {
-            is_id(good).unwrap();
-        }
-        for bad in ["", ".", "..", "/", "/etc", "a/b", "a/", "../w"] {
-            assert!(is_id(bad).is_err(), "{bad:?}");
-        }
-    }
 }

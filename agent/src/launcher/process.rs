@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -51,6 +51,17 @@ impl Process {
         self.start_time
     }
 
+    /// Its descriptor, which keeps meaning this process.
+    pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.get_ref().as_fd()
+    }
+
+    /// Whether it has ended: what was read about its pid before holds only if it hasn't.
+    pub(super) fn has_ended(&self) -> bool {
+        let mut ended = [PollFd::new(self.pidfd(), PollFlags::POLLIN)];
+        poll(&mut ended, PollTimeout::ZERO).is_ok_and(|events| events != 0)
+    }
+
     /// Whether it is the shim of this directory. Whoever may write there decides whom we find there, so its own word
     /// is worth nothing: the kernel says what user it runs as, and only root says whose the directory is.
     pub(super) fn check_shim_of(&self, dir: &Path) -> io::Result<()> {
@@ -65,8 +76,7 @@ impl Process {
             uid == owner
         };
         // Only of a process that still runs are these the user and the arguments.
-        let mut ended = [PollFd::new(self.pidfd.get_ref().as_fd(), PollFlags::POLLIN)];
-        if poll(&mut ended, PollTimeout::ZERO)? != 0 {
+        if self.has_ended() {
             return Err(io::Error::new(io::ErrorKind::NotFound, "it has ended"));
         }
         if ours {

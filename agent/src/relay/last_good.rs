@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use nix::libc;
 use sha2::{Digest, Sha256};
 
+use super::access::grant;
 use super::{Item, Kind, item_from_encoded};
 
 const MAGIC: &[u8; 8] = b"URSALG1\n";
@@ -205,7 +206,7 @@ pub(crate) fn write_atomic(path: &Path, content: &[u8], mode: u32, owner: Option
         let mut file: File = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(content)?;
         if let Some(owner) = owner {
-            fchown(&file, Some(owner.uid), Some(owner.gid))?;
+            grant(&file, owner)?;
         }
         file.sync_data()?;
         fs::rename(&temporary, path)

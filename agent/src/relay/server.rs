@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -15,7 +17,7 @@ use ursa_wire::discovery::{
 };
 
 use super::{Cache, Downstream, LastGood, LastGoodError, Request, Response};
-use crate::shim::peer;
+use crate::shim::peer::PeerProcess;
 
 /// At most one response per type is on its way, so this never fills unless Envoy stops reading.
 const QUEUE: usize = 8;
@@ -34,18 +36,59 @@ pub enum ServeError {
     Interrupted,
 }
 
-/// Serves `cache` to every Envoy of this user (and root) that connects, until `stop`; then all streams end and Envoy keeps what
-/// it has. The socket's directory is closed to other users already; but this socket gives out a private key, so whoever
-/// came in by another way is asked too.
+/// Decides whether the process that has connected may have the workload's configuration and its key.
+pub type Admit = Arc<dyn Fn(PeerProcess) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// Admits the children of one process, as Envoy is of its shim. A process of the same user that anybody else started
+/// isn't that Envoy.
+pub fn children_of(parent: i32, user: u32) -> Admit {
+    Arc::new(move |peer| {
+        let admitted = is_of(&peer, user).and_then(|()| match peer.parent() {
+            Ok(found) if found == parent => Ok(()),
+            Ok(found) => {
+                Err(format!("pid {} was started by pid {found}, not by the shim (pid {parent})", peer.pid()))
+            }
+            Err(error) => Err(format!("the parent of pid {} can't be told: {error}", peer.pid())),
+        });
+        Box::pin(std::future::ready(admitted))
+    })
+}
+
+/// Whether it runs as the workload's sidecar does.
+pub fn is_of(peer: &PeerProcess, user: u32) -> Result<(), String> {
+    if peer.uid() == user {
+        return Ok(());
+    }
+    Err(format!("pid {} runs as uid {}, not as this workload's Envoy (uid {user})", peer.pid(), peer.uid()))
+}
+
+/// How long it may take to tell who has connected.
+const ADMISSION: Duration = Duration::from_secs(10);
+/// Connections that are judged at the same time.
+const JUDGED: usize = 8;
+
+/// Serves `cache` to every Envoy that is admitted, until `stop`; then all streams end and Envoy keeps what it has. The
+/// socket's directory is closed to other users already; but this socket gives out a private key, so whoever came in by
+/// another way is asked too.
 pub async fn serve(
     listener: UnixListener,
     cache: Arc<Cache>,
-    user: u32,
+    admit: Admit,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
     let service = AggregatedDiscoveryServer::new(Arc::new(Relay { cache, stop: stop.clone() }));
     let incoming = UnixListenerStream::new(listener)
-        .filter(move |accepted| accepted.as_ref().map_or(true, |stream| is_envoy(stream, user)));
+        .map(move |accepted| {
+            let admit = Arc::clone(&admit);
+            async move {
+                match accepted {
+                    Ok(stream) => is_admitted(&stream, &admit).await.then_some(Ok(stream)),
+                    Err(error) => Some(Err(error)),
+                }
+            }
+        })
+        .buffer_unordered(JUDGED)
+        .filter_map(std::future::ready);
     tonic::transport::Server::builder()
         .add_service(service)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
@@ -53,20 +96,17 @@ pub async fn serve(
         .map_err(ServeError::Accept)
 }
 
-fn is_envoy(stream: &UnixStream, user: u32) -> bool {
-    match peer::uid(stream) {
-        // Root could become that user anyway.
-        Ok(uid) if uid == user || uid == 0 => true,
-        Ok(uid) => {
-            tracing::warn!(
-                uid,
-                expected = user,
-                "refused a client of xds.sock that isn't this workload's Envoy"
-            );
-            false
-        }
-        Err(error) => {
-            tracing::warn!(%error, "refused a client of xds.sock whose process cannot be told");
+async fn is_admitted(stream: &UnixStream, admit: &Admit) -> bool {
+    let judged = match PeerProcess::of(stream) {
+        Ok(peer) => tokio::time::timeout(ADMISSION, admit(peer)).await.unwrap_or_else(|_| {
+            Err(format!("it couldn't be told within {} s who it is", ADMISSION.as_secs()))
+        }),
+        Err(error) => Err(format!("its process can't be told: {error}")),
+    };
+    match judged {
+        Ok(()) => true,
+        Err(reason) => {
+            tracing::warn!(%reason, "refused a client of xds.sock");
             false
         }
     }
@@ -82,7 +122,8 @@ pub async fn serve_last_good(
     let cache = Arc::new(Cache::new());
     let into = Arc::clone(&cache);
     tokio::task::spawn_blocking(move || load(&dir, &into)).await.map_err(|_| ServeError::Interrupted)??;
-    serve(listener, cache, nix::unistd::geteuid().as_raw(), stop).await
+    let own = nix::unistd::getpid().as_raw();
+    serve(listener, cache, children_of(own, nix::unistd::geteuid().as_raw()), stop).await
 }
 
 /// Fills `cache` with what is on disk for a workload: configuration in `xds`, its own leaf in `identity`.

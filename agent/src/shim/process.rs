@@ -5,12 +5,18 @@ use std::io;
 /// When the process started, in clock ticks after boot.
 pub fn start_time(pid: i32) -> io::Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    parse(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood: {stat:?}")))
+    parse(&stat, 19).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood: {stat:?}")))
 }
 
-/// Field 22. The second field is the program's name in parentheses, which may hold anything.
-fn parse(stat: &str) -> Option<u64> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+/// The parent of a process.
+pub(crate) fn parent(pid: i32) -> io::Result<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    parse(&stat, 1).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood: {stat:?}")))
+}
+
+/// A field after the second, which is the program's name in parentheses, which may hold anything.
+fn parse<T: std::str::FromStr>(stat: &str, field: usize) -> Option<T> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(field)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -20,8 +26,8 @@ mod tests {
     #[test]
     fn a_program_may_be_called_anything() {
         let tail = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20 21";
-        assert_eq!(parse(&format!("7 (a) b (c) {tail}")), Some(4242));
-        assert_eq!(parse("7 (a"), None);
+        assert_eq!(parse(&format!("7 (a) b (c) {tail}"), 19), Some(4242_u64));
+        assert_eq!(parse::<u64>("7 (a", 19), None);
         assert!(start_time(i32::try_from(std::process::id()).unwrap()).unwrap() > 0);
     }
 }

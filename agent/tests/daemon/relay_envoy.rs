@@ -16,7 +16,9 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use serde_json::json;
 use tokio::net::{TcpStream, UnixListener};
 use tokio_util::sync::CancellationToken;
-use ursa_agent::relay::{Cache, Item, Kind, LastGood, item_from_encoded, serve, serve_last_good};
+use ursa_agent::relay::{
+    Cache, Item, Kind, LastGood, children_of, item_from_encoded, serve, serve_last_good,
+};
 use ursa_wire::discovery::Resource;
 
 /// A protobuf message, field by field: no crate but the engine knows Envoy's configuration.
@@ -241,7 +243,12 @@ async fn envoy_follows_refuses_and_outlives() {
     }
     let socket = listen(dir.path());
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(serve(attach(&socket), Arc::clone(&cache), own_uid(), stop.clone()));
+    let serving = tokio::spawn(serve(
+        attach(&socket),
+        Arc::clone(&cache),
+        children_of(own_pid(), own_uid()),
+        stop.clone(),
+    ));
     let envoy = start(&binary, dir.path());
     until("the listener serves", async || says(front).await.as_deref() == Some("old")).await;
 
@@ -288,7 +295,12 @@ async fn envoy_follows_refuses_and_outlives() {
     let cache = Arc::new(Cache::new());
     cache.load(LastGood::new(state.join("xds")).load().unwrap());
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(serve(attach(&socket), Arc::clone(&cache), own_uid(), stop.clone()));
+    let serving = tokio::spawn(serve(
+        attach(&socket),
+        Arc::clone(&cache),
+        children_of(own_pid(), own_uid()),
+        stop.clone(),
+    ));
     cache.begin_sync();
     cache.update(Kind::Listener, Vec::new(), vec!["other".to_owned()]);
     assert_eq!(says(other).await.as_deref(), Some("new"), "not before control has told everything");
@@ -299,6 +311,10 @@ async fn envoy_follows_refuses_and_outlives() {
     assert_eq!(says(front).await.as_deref(), Some("new"));
     stop.cancel();
     serving.await.unwrap().unwrap();
+}
+
+fn own_pid() -> i32 {
+    i32::try_from(std::process::id()).unwrap()
 }
 
 fn own_uid() -> u32 {
@@ -341,7 +357,12 @@ async fn a_filter_configuration_acts_on_open_connections_and_is_kept() {
     }
     let socket = listen(dir.path());
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(serve(attach(&socket), Arc::clone(&cache), own_uid(), stop.clone()));
+    let serving = tokio::spawn(serve(
+        attach(&socket),
+        Arc::clone(&cache),
+        children_of(own_pid(), own_uid()),
+        stop.clone(),
+    ));
     let envoy = start(&binary, dir.path());
     let put = |version: &str, type_url: &str, config: &Proto| {
         cache.update(Kind::Extension, vec![permission("rbac", version, type_url, config)], Vec::new());

@@ -72,6 +72,7 @@ impl Lab {
 
     pub(crate) fn spec(&self) -> ShimSpec {
         ShimSpec {
+            unit: None,
             id: "web".into(),
             workload: "default.web".into(),
             envoy: self.envoy.clone(),
@@ -331,22 +332,17 @@ async fn the_xds_socket_passes_to_the_agent_and_back() {
     timeout(PATIENCE, client.closed()).await.unwrap();
     assert!(matches!(client.status().await, Err(ClientError::Lost { .. })));
 
-    // Nobody holds it any more: the shim answers, first to connections and then to the role.
+    // Nobody holds it any more: the shim answers its Envoy, and refuses everybody else, even root.
     drop((client, other, listener));
     let third = ShimClient::connect(&lab.shim_dir()).await.unwrap();
-    let mut served = tokio::net::UnixStream::connect(&path).await.unwrap();
-    let (mut preface, mut greeting) = (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), [0; 9]);
-    preface.extend_from_slice(&[0, 0, 0, 4, 0, 0, 0, 0, 0]);
-    tokio::io::AsyncWriteExt::write_all(&mut served, &preface).await.unwrap();
-    let read = tokio::io::AsyncReadExt::read_exact(&mut served, &mut greeting);
-    timeout(PATIENCE, read).await.expect("the shim does not serve xds.sock").unwrap();
-    assert_eq!(greeting[3], 4, "HTTP/2 settings");
-
-    // And gives up what it serves when an agent attaches.
+    let mut stranger = tokio::net::UnixStream::connect(&path).await.unwrap();
+    let mut nothing = Vec::new();
+    let read = tokio::io::AsyncReadExt::read_to_end(&mut stranger, &mut nothing);
+    let ended = timeout(PATIENCE, read).await.expect("the shim does not answer on xds.sock");
+    assert!(ended.map_or_else(|error| error.kind() == std::io::ErrorKind::ConnectionReset, |read| read == 0));
+    assert_eq!(third.status().await.unwrap().xds, XdsRole::LastGood);
     third.take_xds().await.unwrap();
-    let mut rest = Vec::new();
-    let ended = tokio::io::AsyncReadExt::read_to_end(&mut served, &mut rest);
-    timeout(PATIENCE, ended).await.expect("the shim keeps its own connections").unwrap();
+    assert_eq!(third.status().await.unwrap().xds, XdsRole::Agent);
     launcher.stop("web", Duration::ZERO).await.unwrap();
 }
 

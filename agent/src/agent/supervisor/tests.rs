@@ -38,6 +38,10 @@ impl Launcher for NoShims {
         async move { if refused { Err(error) } else { Ok(()) } }.boxed()
     }
 
+    fn admission(&self, spec: &ShimSpec, shim: i32) -> crate::relay::Admit {
+        crate::relay::children_of(shim, spec.uid)
+    }
+
     fn list(&self) -> BoxFuture<'_, Result<Vec<Found>, LaunchError>> {
         async { Ok(Vec::new()) }.boxed()
     }
@@ -83,7 +87,8 @@ impl Agent {
         let links = watch::Sender::new(None).subscribe();
         let (session, _) = Session::start(links.clone(), Arc::new(NoEnvoys), stop.clone());
         let shared = Arc::new(Shared {
-            config,
+            state_dir: config.state_dir.clone(),
+            config: arc_swap::ArcSwap::from_pointee(config),
             launcher: Arc::new(launcher),
             session,
             redirects: Redirects::default(),

@@ -3,22 +3,20 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use nix::sys::inotify::AddWatchFlags;
 
 use super::{Origin, WorkloadSpec};
 use crate::agent::config::AgentConfig;
 use crate::agent::status::BrokenFile;
+use crate::inotify::Events;
 
 /// The workload files.
 #[derive(Debug)]
 pub struct WorkloadFiles {
     dir: PathBuf,
-    events: Option<AsyncFd<Events>>,
+    events: Option<Events>,
 }
 
 /// What the directory holds.
@@ -32,51 +30,26 @@ pub struct Scan {
     pub unlisted: bool,
 }
 
-#[derive(Debug)]
-struct Events(Inotify);
-
-impl AsRawFd for Events {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
 impl WorkloadFiles {
     /// Watches `dir`, which is created if it doesn't exist.
     pub fn watch(dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         // Only what ends a change: a half-written file is of no interest.
         let changes = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MOVED_TO
             | AddWatchFlags::IN_MOVED_FROM
-            | AddWatchFlags::IN_DELETE
-            | AddWatchFlags::IN_ONLYDIR;
-        inotify.add_watch(dir, changes)?;
-        // SAFETY: `Events` owns the descriptor, always returns the same one, and keeps it open while it lives.
-        #[allow(unsafe_code)]
-        let events = unsafe { AsyncFd::register_with_interest(Events(inotify), Interest::READABLE) }?;
+            | AddWatchFlags::IN_DELETE;
+        let events = Events::of(dir, changes)?;
         Ok(Self { dir: dir.to_owned(), events: Some(events) })
     }
 
     /// Returns when something in the directory has changed.
     pub async fn changed(&mut self) {
-        let Some(events) = &self.events else { return std::future::pending().await };
-        loop {
-            let read = match events.readable().await {
-                Ok(mut ready) => ready.try_io(|events| Ok(events.get_ref().0.read_events()?)),
-                Err(error) => Ok(Err(error)),
-            };
-            match read {
-                Ok(Ok(_)) => return,
-                Err(_would_block) => {}
-                Ok(Err(error)) => {
-                    tracing::error!(dir = %self.dir.display(), %error,
-                        "workload files are no longer watched; restart the agent after a change");
-                    self.events = None;
-                    return;
-                }
-            }
+        let Some(events) = &mut self.events else { return std::future::pending().await };
+        if let Err(error) = events.next().await {
+            tracing::error!(dir = %self.dir.display(), %error,
+                "workload files are no longer watched; restart the agent after a change");
+            self.events = None;
         }
     }
 

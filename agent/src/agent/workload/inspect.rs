@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
 
+use crate::shim::client::ShimClient;
 use crate::shim::peer;
+use crate::shim::protocol::ADMIN_SOCKET;
 
 /// No answer of Envoy's may be larger.
 const LIMIT: usize = 16 << 20;
@@ -17,10 +20,10 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const SECRET: [&str; 6] =
     ["private_key", "password", "generic_secret", "session_ticket_keys", "pkcs12", "private_key_provider"];
 
-/// Asks Envoy on `socket`. `kind` is `config-dump` (JSON, keys removed), `stats` or `clusters` (text, or JSON if
+/// Asks the Envoy of the shim in `dir`. `kind` is `config-dump` (JSON, keys removed), `stats` or `clusters` (text, or JSON if
 /// the parameter `format` says so).
 pub async fn inspect(
-    socket: &Path,
+    dir: &Path,
     kind: &str,
     parameters: &serde_json::Value,
 ) -> Result<serde_json::Value, String> {
@@ -40,10 +43,12 @@ pub async fn inspect(
             return Err(format!("unknown question `{other}`; config-dump, stats and clusters are known"));
         }
     };
-    let body = tokio::time::timeout(DEADLINE, get(socket, path))
+    let body = tokio::time::timeout(DEADLINE, get(dir, path))
         .await
-        .map_err(|_| format!("Envoy gave no answer on {} within {} s", socket.display(), DEADLINE.as_secs()))?
-        .map_err(|error| format!("Envoy doesn't answer on {}: {error}", socket.display()))?;
+        .map_err(|_| {
+            format!("the Envoy of {} gave no answer within {} s", dir.display(), DEADLINE.as_secs())
+        })?
+        .map_err(|error| format!("the Envoy of {} doesn't answer: {error}", dir.display()))?;
     if kind != "config-dump" && !json {
         return Ok(String::from_utf8_lossy(&body).into());
     }
@@ -69,8 +74,8 @@ fn redact(value: &mut serde_json::Value) {
     }
 }
 
-async fn get(socket: &Path, path: &str) -> Result<bytes::Bytes, Box<dyn std::error::Error + Send + Sync>> {
-    let stream = peer::connect(socket).await?;
+async fn get(dir: &Path, path: &str) -> Result<bytes::Bytes, Box<dyn std::error::Error + Send + Sync>> {
+    let stream = connect(dir).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request =
         http::Request::builder().uri(path).header("host", "envoy").body(Empty::<bytes::Bytes>::new())?;
@@ -84,6 +89,18 @@ async fn get(socket: &Path, path: &str) -> Result<bytes::Bytes, Box<dyn std::err
         body = &mut exchange => body,
         ended = &mut connection => { ended?; exchange.await }
     }
+}
+
+/// By the shim, who alone may reach Envoy's socket; one of an earlier version is older than that, and its socket is open
+/// to us.
+async fn connect(dir: &Path) -> Result<UnixStream, Box<dyn std::error::Error + Send + Sync>> {
+    let shim = ShimClient::connect(dir).await?;
+    if shim.hello().shim < 2 {
+        return Ok(peer::connect(&dir.join(ADMIN_SOCKET)).await?);
+    }
+    let stream = shim.connect_admin().await?;
+    stream.set_nonblocking(true)?;
+    Ok(UnixStream::from_std(stream)?)
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! One workload's life: appeared → attested → redirect in place → identity → configuration → live → ready, and
 //! drain → stop. The traffic is closed from the redirect on, whatever happens afterwards.
 
+mod attach;
 mod keep;
 mod leave;
 mod progress;
+mod waiting;
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,25 +13,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::net::UnixListener;
+use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use self::attach::Attachment;
 use self::keep::{keep_last_good, keep_upstream};
 use self::progress::initial_status;
+use super::WorkloadSpec;
 use super::redirect::{self, Redirects};
-use super::{WorkloadSpec, bootstrap, names};
 use crate::agent::config::AgentConfig;
 use crate::agent::control::{Link, chain};
 use crate::agent::identity::{IdentityKeeper, IdentityState};
 use crate::agent::retry::Backoff;
 use crate::agent::session::{Offer, Registration, Session};
 use crate::agent::status::{Phase, WorkloadStatus};
-use crate::launcher::{Launcher, ShimSpec, ShimState};
-use crate::relay::{self, Cache, LastGood, Reader, Upstream, write_atomic};
+use crate::launcher::{Handover, Launcher, ShimState};
+use crate::relay::{Cache, LastGood, Reader, Upstream, write_atomic};
 use crate::shim::client::ShimClient;
-use crate::shim::protocol::{BOOTSTRAP_FILE, DNS_FILE, DnsTable, EnvoyStatus};
+use crate::shim::protocol::{DnsTable, EnvoyState, EnvoyStatus};
 
 /// How long a step may take before the status says what it waits for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -41,8 +44,10 @@ const SPEC_FILE: &str = "workload.json";
 /// What all workloads of an agent share.
 #[derive(Debug)]
 pub struct Shared {
-    /// The agent's configuration.
-    pub config: AgentConfig,
+    /// The agent's configuration, as last read.
+    pub config: ArcSwap<AgentConfig>,
+    /// Where keys and last-good configuration are, as it was at the start.
+    pub state_dir: PathBuf,
     /// Keeps shims running.
     pub launcher: Arc<dyn Launcher>,
     /// The session with control.
@@ -56,7 +61,7 @@ pub struct Shared {
 impl Shared {
     /// Where a workload's keys and last-good configuration are.
     pub fn state_dir(&self, id: &str) -> PathBuf {
-        self.config.state_dir.join("w").join(id)
+        self.state_dir.join("w").join(id)
     }
 }
 
@@ -152,14 +157,6 @@ struct Life {
     phase_since: tokio::time::Instant,
 }
 
-/// A shim that this agent serves. Dropping it hands Envoy back to the shim.
-struct Attachment {
-    client: ShimClient,
-    envoy: watch::Receiver<EnvoyStatus>,
-    serving: JoinSet<Result<(), relay::ServeError>>,
-    _stop: tokio_util::sync::DropGuard,
-}
-
 impl Life {
     fn new(
         shared: Arc<Shared>,
@@ -198,6 +195,15 @@ impl Life {
     /// Everything up to being told to leave. Never returns by itself.
     async fn live(&mut self) {
         self.remember();
+        // These end when this future does: a JoinSet aborts its tasks.
+        let mut helpers = JoinSet::new();
+        if self.shared.launcher.handover() == Handover::Settings {
+            helpers.spawn(waiting::tell(
+                Arc::clone(&self.shared.launcher),
+                self.id.clone(),
+                self.status.subscribe(),
+            ));
+        }
         self.close().await;
 
         let state_dir = self.shared.state_dir(&self.id);
@@ -218,8 +224,6 @@ impl Life {
         );
         let mut identity = keeper.watch();
 
-        // These end when this future does: a JoinSet aborts its tasks.
-        let mut helpers = JoinSet::new();
         helpers.spawn(keeper.run(self.shared.links.clone(), self.registration.subscribe()));
         helpers.spawn(keep_upstream(
             Upstream { node_id: self.spec.node_id(), cluster: self.spec.cluster() },
@@ -232,6 +236,7 @@ impl Life {
         self.register().await;
 
         self.configured(&mut identity).await;
+        let launcher = Arc::clone(&self.shared.launcher);
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
             match self.attach().await {
@@ -244,6 +249,7 @@ impl Life {
             }
             tokio::select! {
                 () = backoff.wait() => {}
+                () = launcher.appeared() => backoff.reset(),
                 Ok(()) = self.specs.changed() => self.respecify().await,
             }
         }
@@ -322,7 +328,9 @@ impl Life {
 
     /// Waits for identity and configuration; a shim that runs already has both and isn't kept waiting.
     async fn configured(&mut self, identity: &mut watch::Receiver<IdentityState>) {
-        if ShimClient::connect(&self.shared.launcher.dir(&self.id)).await.is_ok() {
+        if let Ok(client) = ShimClient::connect(&self.shared.launcher.dir(&self.id)).await
+            && client.hello().envoy.state != EnvoyState::Waiting
+        {
             return;
         }
         let mut changes = self.cache.changes();
@@ -346,52 +354,6 @@ impl Life {
                 _ = refresh.tick() => {}
             }
         }
-    }
-
-    /// Starts the shim or adopts it, and takes over Envoy's configuration.
-    async fn attach(&mut self) -> Result<Attachment, String> {
-        let launcher = Arc::clone(&self.shared.launcher);
-        let dir = launcher.dir(&self.id);
-        let bootstrap = bootstrap::bootstrap(&self.spec, &dir).to_string();
-        let file = dir.join(BOOTSTRAP_FILE);
-        // Never read back: the directory is the proxy's, who might put a pipe there that nobody writes to.
-        fs::create_dir_all(&dir)
-            .and_then(|()| write_atomic(&file, bootstrap.as_bytes(), 0o644, None))
-            .map_err(|error| format!("can't write {}: {error}", file.display()))?;
-        self.write_names(None).await;
-        let spec = ShimSpec {
-            id: self.id.clone(),
-            workload: self.spec.node_id(),
-            envoy: self.shared.config.envoy.clone(),
-            uid: self.spec.uid,
-            gid: self.spec.gid,
-            netns: self.spec.netns.clone(),
-            dns_port: self.spec.dns_port,
-            transparent: self.spec.is_transparent(),
-            concurrency: self.spec.concurrency,
-            last_good: self.shared.state_dir(&self.id),
-            resolv_conf: self.spec.resolv_conf.clone(),
-            log_level: self.shared.config.log_level.clone(),
-        };
-        self.shim = Some(launcher.ensure(spec).await.map_err(|error| chain(&error))?);
-        let client = ShimClient::connect(&dir).await.map_err(|error| chain(&error))?;
-        if client.hello().workload != self.spec.node_id() {
-            return Err(format!(
-                "the shim in {} belongs to {}, not to {}; stop it and remove that directory",
-                dir.display(),
-                client.hello().workload,
-                self.spec.node_id()
-            ));
-        }
-        let listener = client.take_xds().await.map_err(|error| chain(&error))?;
-        let listener = listener
-            .set_nonblocking(true)
-            .and_then(|()| UnixListener::from_std(listener))
-            .map_err(|error| format!("can't use the xDS socket: {error}"))?;
-        let stop = CancellationToken::new();
-        let mut serving = JoinSet::new();
-        serving.spawn(relay::serve(listener, Arc::clone(&self.cache), self.spec.uid, stop.clone()));
-        Ok(Attachment { envoy: client.envoy(), client, serving, _stop: stop.drop_guard() })
     }
 
     /// Serves until the shim is gone.
@@ -430,31 +392,5 @@ impl Life {
         }
         self.facts.envoy = None;
         tracing::warn!(workload = %self.id, "the connection to the shim ended; attaching again");
-    }
-
-    /// Replaces the table of names, if there is news and the picture is complete.
-    async fn write_names(&mut self, client: Option<&ShimClient>) {
-        if !self.cache.is_complete() {
-            return; // the shim's present table, or a retry, is better than an answer from half a picture
-        }
-        let table = names::table(&self.cache, &self.shared.config.dns_domains);
-        if self.facts.names.as_ref() == Some(&table) {
-            return;
-        }
-        let path = self.shared.launcher.dir(&self.id).join(DNS_FILE);
-        let written = serde_json::to_vec(&table)
-            .map_err(std::io::Error::other)
-            .and_then(|text| write_atomic(&path, &text, 0o644, None));
-        if let Err(error) = written {
-            tracing::warn!(path = %path.display(), %error, "the table of names can't be written; the former one is served");
-            return;
-        }
-        let Some(client) = client else { return };
-        match client.reload_dns().await {
-            Ok(()) => self.facts.names = Some(table),
-            Err(error) => {
-                tracing::warn!(workload = %self.id, error = %chain(&error), "the shim didn't take the table of names");
-            }
-        }
     }
 }

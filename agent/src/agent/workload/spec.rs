@@ -75,6 +75,7 @@ impl std::fmt::Display for Origin {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Local {
+    unit: Option<String>,
     netns: Option<PathBuf>,
     proxy_uid: Option<u32>,
     proxy_gid: Option<u32>,
@@ -98,6 +99,9 @@ pub struct WorkloadSpec {
     pub origin: Origin,
     /// The Dataplane in its REST form.
     pub dataplane: Value,
+    /// The systemd unit of the application; its sidecar starts and stops with it.
+    #[serde(default)]
+    pub unit: Option<String>,
     /// Its network namespace; the agent's own when absent.
     pub netns: Option<PathBuf>,
     /// User of shim and Envoy, which no other workload has: a proxy of the same user could take its key.
@@ -178,6 +182,7 @@ impl WorkloadSpec {
             name: dataplane.meta.name.clone(),
             origin,
             dataplane: dataplane_json,
+            unit: local.unit,
             netns: local.netns,
             uid,
             gid,
@@ -220,9 +225,9 @@ impl WorkloadSpec {
         tproxy_mark(&self.dataplane) != 0
     }
 
-    /// Name of its directories.
+    /// Name of its directories, and of its sidecar's unit: that of the service where there is one.
     pub fn id(&self) -> String {
-        id_of(&self.mesh, &self.name)
+        self.unit.as_deref().map_or_else(|| id_of(&self.mesh, &self.name), service_id)
     }
 
     /// `<mesh>.<name>`: node id towards control and Envoy.
@@ -320,15 +325,21 @@ fn own_ports(dataplane: &Value) -> Vec<ursa_init::intent::Ports> {
     ports.filter_map(|port| u16::try_from(port).ok()).map(ursa_init::intent::Ports::one).collect()
 }
 
+/// Name of the directories of a systemd service's workload: the service's own.
+fn service_id(unit: &str) -> String {
+    let name = unit.strip_suffix(".service").unwrap_or(unit);
+    if is_harmless(name) { name.to_owned() } else { hex(&Sha256::digest(unit.as_bytes())[..16]) }
+}
+
+fn is_harmless(id: &str) -> bool {
+    let harmless = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    id.len() <= ID_LENGTH && !id.is_empty() && id.chars().all(harmless) && !id.starts_with('.')
+}
+
 /// Name of a workload's directories: readable while it is short and harmless.
 pub fn id_of(mesh: &str, name: &str) -> String {
     let id = format!("{mesh}.{name}");
-    let harmless = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    if id.len() <= ID_LENGTH && id.chars().all(harmless) && !id.starts_with('.') {
-        id
-    } else {
-        hex(&Sha256::digest(id.as_bytes())[..16])
-    }
+    if is_harmless(&id) { id } else { hex(&Sha256::digest(id.as_bytes())[..16]) }
 }
 
 #[cfg(test)]

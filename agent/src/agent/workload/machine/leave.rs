@@ -19,7 +19,7 @@ impl Life {
     pub(super) async fn tear_down(mut self) -> bool {
         self.set_phase(Phase::Draining);
         self.shared.session.deregister(&self.spec.mesh, &self.spec.name).await;
-        let mut drain = Duration::from_secs(self.shared.config.drain_seconds.into());
+        let mut drain = Duration::from_secs(self.shared.config.load().drain_seconds.into());
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(4));
         for attempt in 1..=ATTEMPTS {
             let Err(error) = self.end(drain).await else {

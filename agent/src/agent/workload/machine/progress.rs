@@ -73,7 +73,7 @@ impl Life {
             && matches!(envoy.state, EnvoyState::Backoff | EnvoyState::Dead)
         {
             let exit = envoy.last_exit.as_deref().unwrap_or("it never started");
-            let log = self.shared.config.run_dir.join("log").join(&self.id);
+            let log = self.shared.config.load().run_dir.join("log").join(&self.id);
             return Some(format!("Envoy isn't running: {exit}; {}.log says why", log.display()));
         }
         if phase < Phase::Identified

@@ -1,0 +1,43 @@
+//! systemd: what it is told of this process, and what it is asked over the system bus.
+//!
+//! The agent asks it to start and stop sidecars, which a polkit rule allows it, and which unit a process belongs to:
+//! systemd's own answer, not the name of a control group that whoever delegates one can choose.
+
+mod manager;
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+pub use manager::{ActiveState, Manager, ManagerError, Unit};
+pub use sd_notify::NotifyState;
+
+/// Tells systemd about this process; does nothing where systemd isn't the parent.
+pub fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd can't be told about this process");
+    }
+}
+
+/// Whether systemd is this machine's first process (`sd_booted(3)`).
+pub fn is_booted() -> bool {
+    std::fs::symlink_metadata("/run/systemd/system").is_ok_and(|data| data.is_dir())
+}
+
+/// The sockets that systemd has opened for this process (`sd_listen_fds(3)`). Call it once.
+#[expect(unsafe_code, reason = "descriptors come by number from the parent")]
+pub fn listeners() -> io::Result<Vec<UnixListener>> {
+    let mut listeners = Vec::new();
+    for fd in sd_notify::listen_fds()? {
+        // SAFETY: systemd has opened it for this process and says so to nobody else here; `listen_fds` names it once.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // Shims that are started from here must not hold it.
+        fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        let listener = UnixListener::from(fd);
+        listener.set_nonblocking(true)?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
