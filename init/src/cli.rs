@@ -408,14 +408,16 @@ fn print(out: &mut impl std::io::Write, lines: &[String]) -> std::io::Result<()>
     lines.iter().try_for_each(|line| writeln!(out, "{line}"))
 }
 
-/// Keeps only what changing rules and entering a namespace need; everything else was opened before.
+/// Keeps only what changing rules and entering a namespace need; everything else was opened before. iptables-legacy
+/// asks the kernel by a raw socket, and where no program may gain privileges it has no more than this one.
 fn drop_capabilities() -> anyhow::Result<()> {
     drop_capabilities_but(&[])
 }
 
 /// As [`drop_capabilities`], but for what is needed besides.
 fn drop_capabilities_but(more: &[Capability]) -> anyhow::Result<()> {
-    let mut keep: CapsHashSet = [Capability::CAP_NET_ADMIN, Capability::CAP_SYS_ADMIN].into();
+    let mut keep: CapsHashSet =
+        [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW, Capability::CAP_SYS_ADMIN].into();
     keep.extend(more);
     let what = "can't drop capabilities";
     caps::clear(None, CapSet::Ambient).context(what)?;

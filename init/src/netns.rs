@@ -162,10 +162,14 @@ impl Netns {
         })
     }
 
-    /// Runs `f` inside, on a thread of its own: a pool's thread must never keep a foreign namespace.
+    /// Runs `f` inside, on a thread of its own: a pool's thread must never keep a foreign namespace. Where the caller is
+    /// inside already that takes no right.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
         thread::scope(|scope| {
             let work = || {
+                if self.is_that_of("/proc/thread-self/ns/net")? {
+                    return Ok(f());
+                }
                 setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| Error::Namespace {
                     what: "enter",
                     path: self.path.clone(),

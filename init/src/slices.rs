@@ -6,6 +6,8 @@
 //! whoever isn't told apart. What remains is the moment between a slice's making and the rule for it. [`Follow`] keeps
 //! it short: the file system of cgroups tells of a new folder at once.
 
+mod start;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -21,6 +23,7 @@ use serde::Serialize;
 use crate::cgroup;
 use crate::intent::Cgroup;
 use crate::plan::Plan;
+pub use start::start;
 
 /// A slice that a plan names and that doesn't exist.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]

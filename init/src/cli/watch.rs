@@ -15,6 +15,7 @@ use super::probation::RunDir;
 use crate::backend::Backend;
 use crate::intent::{InvalidIntent, RedirectIntent};
 use crate::plan::Plan;
+use crate::slices;
 use crate::ssh;
 use crate::watch::{Watch, block_signals};
 
@@ -30,6 +31,9 @@ pub(super) struct Arguments {
     /// Write the state here, as JSON [default: /run/ursa/redirect.json with --host, else nowhere]
     #[arg(long, env = "URSA_STATUS", value_name = "FILE")]
     status: Option<PathBuf>,
+    /// Have systemd start the slices that tell workloads apart, before the rules are loaded
+    #[arg(long, env = "URSA_START_SLICES")]
+    start_slices: bool,
     #[command(flatten)]
     run_dir: RunDir,
     /// How often to look without being told of a change, in seconds (rules of iptables-legacy, of which the kernel tells
@@ -121,16 +125,26 @@ pub(super) fn run(place: &Place, options: &Options, arguments: &Arguments) -> an
         Some(way_in) => way_in.plan()?,
         None => source.plan()?,
     };
+    let tell = |message: &str| eprintln!("ursa-init: {message}");
+    let start_slices = |plan: &Plan| {
+        if arguments.start_slices
+            && let Err(why) = slices::start(&slices::missing(plan))
+        {
+            tell(&why);
+        }
+    };
     let reload = || {
         if options.reads_stdin() {
             return Err("it came by standard input, which is read only once".to_owned());
         }
-        source.plan().map_err(|error| format!("{error:#}"))
+        let plan = source.plan().map_err(|error| format!("{error:#}"))?;
+        start_slices(&plan);
+        Ok(plan)
     };
     arguments.run_dir.settle(&netns)?;
     // From here on the agent leaves this namespace to us.
     let _claim = arguments.run_dir.claim(&netns)?;
-    let tell = |message: &str| eprintln!("ursa-init: {message}");
+    start_slices(&first);
     let watch = Watch {
         plan: first,
         backend: arguments.backend,

@@ -9,6 +9,7 @@ mod help;
 #[path = "../kernel/lab.rs"]
 mod lab;
 mod render;
+mod slices;
 mod sources;
 mod ssh;
 mod tool;
