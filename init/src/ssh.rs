@@ -88,8 +88,9 @@ fn listeners(table: impl BufRead) -> Vec<(u16, u64)> {
 
 /// Leaves the ports alone when they arrive, in whichever way the intent chooses ports.
 pub fn keep(intent: &mut RedirectIntent, ports: &BTreeSet<u16>) {
-    let inbounds =
-        std::iter::once(&mut intent.inbound).chain(intent.workloads.iter_mut().map(|w| &mut w.inbound));
+    // With several workloads nobody else's ports are captured, and nothing may be said about them.
+    let alone = intent.workloads.is_empty().then_some(&mut intent.inbound);
+    let inbounds = alone.into_iter().chain(intent.workloads.iter_mut().map(|w| &mut w.inbound));
     for inbound in inbounds {
         for port in ports {
             keep_one(inbound, *port);
@@ -295,6 +296,14 @@ mod tests {
         intent.inbound.exclude_ports = ports(&["20-25"]);
         keep(&mut intent, &BTreeSet::from([22, 2222]));
         assert_eq!(intent.inbound.exclude_ports, ports(&["20-25", "2222"]));
+
+        // Several workloads have ports of their own, and nothing is said for all.
+        let web = Inbound { include_ports: ports(&["22", "80"]), ..Inbound::default() };
+        let web = crate::intent::Workload { inbound: web, ..Default::default() };
+        let mut intent = RedirectIntent { workloads: vec![web], ..RedirectIntent::default() };
+        keep(&mut intent, &BTreeSet::from([22]));
+        assert_eq!(intent.workloads[0].inbound.include_ports, ports(&["80"]));
+        assert_eq!(intent.inbound, Inbound::default());
     }
 
     #[test]

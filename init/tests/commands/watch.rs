@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 use ursa_init::nft;
 
 use crate::lab::{APP, Namespace, PATIENCE};
-use crate::tool::{init_in, inside, ok};
+use crate::tool::{init, init_in, inside, ok, run};
 
 /// The redirect must be back within this time: the promise.
 const BACK: Duration = Duration::from_secs(1);
@@ -31,22 +31,33 @@ impl Watcher {
     }
 
     fn start_with(ns: &Namespace, document: &str, backend: &str) -> Self {
+        let mut command = init_in(ns, &["watch"]);
+        command.args(["--backend", backend]);
+        Self::launch(ns, command, document)
+    }
+
+    /// On a machine whose own namespace this is: there, the program is the first process.
+    fn start_on_host(host: &Namespace, document: &str) -> Self {
+        let mut command = as_first_process();
+        command.args(["watch", "--host"]);
+        Self::launch(host, command, document)
+    }
+
+    fn launch(ns: &Namespace, mut command: Command, document: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("redirect.yaml"), document).unwrap();
         let manager = UnixDatagram::bind(folder.path().join("notify")).unwrap();
         manager.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut child = init_in(ns, &["watch"])
+        command
             .arg("--config")
             .arg(folder.path().join("redirect.yaml"))
             .arg("--status")
             .arg(folder.path().join("status.json"))
-            .args(["--backend", backend])
             .arg("--run-dir")
             .arg(folder.path())
             .env("NOTIFY_SOCKET", folder.path().join("notify"))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        let mut child = ns.run(|| command.spawn()).unwrap();
         let (tell, lines) = channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
@@ -86,6 +97,18 @@ impl Drop for Watcher {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// `ursa-init` as the first process of a machine: the namespace that it runs in is that machine's own.
+fn as_first_process() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
+    let init = init();
+    command.arg(init.get_program());
+    for (name, _) in init.get_envs() {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// How long it takes until nothing differs any more.
@@ -136,6 +159,73 @@ fn rules_come_back_within_a_second() {
     let last = watcher.status();
     assert_eq!(last["state"], "inPlace");
     assert!(last["repairs"].as_u64().unwrap() >= 5, "{last}");
+}
+
+/// What programs do to a host's rules, as they do it: what it is, the program, its arguments, its input.
+type Harm = (&'static str, &'static str, &'static [&'static str], &'static str);
+
+const HARMS: [Harm; 7] = [
+    ("flush", "nft", &["flush", "ruleset"], ""),
+    (
+        "reload",
+        "nft",
+        &["-f", "-"],
+        "flush ruleset\ntable inet firewalld { chain x { type filter hook input priority 10; }; }\n",
+    ),
+    ("flush again", "nft", &["flush", "ruleset"], ""),
+    ("table", "nft", &["delete", "table", "inet", "ursa"], ""),
+    ("chain", "nft", &["flush", "chain", "inet", "ursa", "output"], ""),
+    ("route", "ip", &["route", "del", "local", "241.0.0.0/8", "dev", "lo", "table", "local"], ""),
+    ("address", "ip", &["addr", "del", "::6/128", "dev", "lo"], ""),
+];
+
+#[test]
+fn a_hosts_redirect_comes_back_within_a_second_each_time() {
+    // As many hosts as keep each below what counts as a fight.
+    let documents = [
+        "proxyUids: [5678]",
+        "proxyUids: [5678]\ninbound: {includePorts: ['20-9000']}\n",
+        "workloads:\n- {name: web, uids: [1000], proxyUids: [5678], inbound: {includePorts: [22, 8080]}}\n",
+    ];
+    let mut times = Vec::new();
+    for document in documents {
+        let (host, stranger) = Namespace::pair();
+        host.listen(&[22, 15001, 15006]);
+        let mut refused = as_first_process();
+        refused.args(["watch", "--config", "/dev/null"]);
+        let refused = host.run(|| run(&mut refused));
+        assert!(refused.code == 1 && refused.err.contains("the machine's own"), "{}", refused.err);
+
+        let watcher = Watcher::start_on_host(&host, document);
+        // The sshd's port is not in the document, but in what is in place.
+        let wanted = host.run(nft::read_back).unwrap().unwrap();
+        for (what, program, args, input) in HARMS {
+            let done = inside(&host, program, args, input);
+            let start = Instant::now();
+            assert_eq!(done.code, 0, "{what}: {}", done.err);
+            watcher.says("back after");
+            let took = start.elapsed();
+            assert!(took < BACK, "{what}: back after {took:?}, {document}");
+            assert!(host.run(nft::read_back).unwrap().unwrap().same_as(&wanted), "{what}");
+            assert!(
+                host.network().contains("local 241.0.0.0/8") && host.network().contains("::6/128"),
+                "{what}"
+            );
+            times.push((took, what));
+        }
+        assert_eq!(host.tcp(APP, "10.77.0.2:80"), Ok(15001));
+        assert_eq!(stranger.tcp(APP, "10.77.0.1:8080"), Ok(15006));
+        assert_eq!(stranger.tcp(APP, "10.77.0.1:22"), Ok(22), "the way in, {document}");
+        let status = watcher.status();
+        assert_eq!(
+            (&status["state"], &status["repairs"]),
+            (&"inPlace".into(), &HARMS.len().into()),
+            "{status}"
+        );
+    }
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    eprintln!("{} repairs of a host: p50 {:?}, p90 {:?}, longest {:?}", times.len(), at(50), at(90), at(100));
 }
 
 #[test]
