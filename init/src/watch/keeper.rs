@@ -150,6 +150,10 @@ impl Keeper {
             // What can't be read may still be written: the attempt tells.
             Err(error) => vec![error.with_causes()],
         };
+        // A slice that came after the first question is nobody's doing.
+        if let Some(look) = self.renew() {
+            return look;
+        }
         // It only names somebody: an error here will come again in the next wait.
         let by = self.fight.by.take().or_else(|| events.author().unwrap_or_default());
         let whom = by.as_ref().map_or_else(|| "somebody".to_owned(), ToString::to_string);

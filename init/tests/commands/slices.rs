@@ -26,8 +26,8 @@ struct Cgroups(PathBuf);
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir(self.0.join(self.inner("web")));
-        let _ = std::fs::remove_dir(self.0.join(self.inner("shop")));
+        let _ = std::fs::remove_dir(self.0.join(Self::inner("web")));
+        let _ = std::fs::remove_dir(self.0.join(Self::inner("shop")));
         let _ = std::fs::remove_dir(self.0.join(format!("{}.slice", Self::name())));
     }
 }
@@ -43,7 +43,7 @@ impl Cgroups {
         format!("ursatestsd{}", std::process::id())
     }
 
-    fn inner(&self, of: &str) -> String {
+    fn inner(of: &str) -> String {
         format!("{0}.slice/{0}-{of}.slice", Self::name())
     }
 }
@@ -67,7 +67,7 @@ fn watch_has_the_slices_started_before_the_rules_are_loaded() {
     systemctl(folder.path(), &cgroups.0);
     let document = folder.path().join("redirect.yaml");
     let workload = |name: &str, base: u16| {
-        let slice = cgroups.inner(name);
+        let slice = Cgroups::inner(name);
         format!(
             "- {{name: {name}, slices: [{slice}], proxyUids: [{base}], inbound: {{port: {base}6, includePorts: [{base}]}}, \
              outbound: {{port: {base}1}}, dns: {{port: {base}3}}}}\n"
@@ -88,7 +88,7 @@ fn watch_has_the_slices_started_before_the_rules_are_loaded() {
     // Nothing is said before: at no time was it missing.
     assert_eq!(lines.next().unwrap(), "ursa-init: the redirect is in place and watched");
     assert_eq!(asked(), format!("start --no-ask-password -- {}-web.slice\n", Cgroups::name()));
-    assert!(cgroups.0.join(cgroups.inner("web")).is_dir());
+    assert!(cgroups.0.join(Cgroups::inner("web")).is_dir());
 
     // A document that names another one; the one that is there isn't asked for again.
     write(&[workload("web", 1510), workload("shop", 1520)]);
