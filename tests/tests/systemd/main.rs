@@ -6,3 +6,5 @@
 
 mod lab;
 mod polkit;
+mod shipped;
+mod units;

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context as _, bail};
 
 use super::{PATIENCE, Vm};
+use crate::lab::machine;
 
 /// How a command ended, and what it said.
 #[derive(Debug, Clone)]
@@ -30,8 +31,8 @@ impl Output {
 
     /// In one line.
     pub fn brief(&self) -> String {
-        let said = format!("{} {}", self.stdout.trim(), self.stderr.trim());
-        format!("status {}: {}", self.status, said.trim())
+        let said = format!("status {}: {} {}", self.status, self.stdout.trim(), self.stderr.trim());
+        said.trim_end().to_owned()
     }
 }
 
@@ -59,12 +60,12 @@ impl Vm {
     /// Runs a command as [`Vm::command`] does and waits for its end; while the machine is off, without systemd, network
     /// and other processes.
     pub fn run(&self, command: &[&str]) -> anyhow::Result<Output> {
-        self.execute(command, Input::Nothing)
+        self.execute(command, &["--"], Input::Nothing)
     }
 
     /// Runs a command with this as its standard input.
     pub fn run_with(&self, command: &[&str], input: &[u8]) -> anyhow::Result<Output> {
-        self.execute(command, Input::Bytes(input))
+        self.execute(command, &["--"], Input::Bytes(input))
     }
 
     /// Runs a shell script that must succeed; what it printed. A command that fails ends it.
@@ -126,14 +127,19 @@ impl Vm {
         // Renamed into place, so that whoever looks at it sees all of it, and a program that runs can be replaced.
         let script = "mkdir -p \"${1%/*}\"; new=$(mktemp \"$1.XXXXXX\"); cat >\"$new\"; chmod \"$3\" \"$new\"; \
                       chown \"$2:\" \"$new\"; mv -fT \"$new\" \"$1\"";
-        let output = self.execute(&["sh", "-ec", script, "sh", path, owner, &format!("{mode:o}")], input)?;
+        let output = self.execute(
+            &["sh", "-ec", script, "sh", path, owner, &format!("{mode:o}")],
+            &["--plain", "--"],
+            input,
+        )?;
         if !output.ok() {
             bail!("cannot write {path} of {}: {}", self.host.netns, output.brief());
         }
         Ok(())
     }
 
-    fn execute(&self, command: &[&str], input: Input<'_>) -> anyhow::Result<Output> {
+    /// `off` is what the guard is told while the machine is off.
+    fn execute(&self, command: &[&str], off: &[&str], input: Input<'_>) -> anyhow::Result<Output> {
         let on = self.init.load(Ordering::Relaxed) != 0;
         let mut process = match command {
             [] => bail!("which program?"),
@@ -143,7 +149,7 @@ impl Vm {
                 process
             }
             all => {
-                let mut process = self.guard(&["--"]);
+                let mut process = self.guard(off);
                 process.args(all);
                 process
             }
@@ -181,7 +187,7 @@ impl Vm {
         });
         let Ok((stdout, stderr, status)) = finished.recv_timeout(PATIENCE) else {
             // What nsenter forked, or nsenter that has become the program.
-            let inner = super::machine::child_of(outer).unwrap_or(outer);
+            let inner = machine::child_of(outer).unwrap_or(outer);
             let _ = crate::lab::daemon::kill_pid(inner);
             bail!("{command:?} on {} has not ended within {PATIENCE:?}", self.host.netns);
         };
