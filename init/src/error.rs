@@ -147,7 +147,7 @@ impl Error {
     }
 
     /// A refusal by the kernel, with the remedy that its error number suggests.
-    pub(crate) fn kernel(what: impl Into<String>, source: io::Error) -> Self {
+    pub fn kernel(what: impl Into<String>, source: io::Error) -> Self {
         let hint = Hint(match source.raw_os_error() {
             Some(libc_errno::EPERM | libc_errno::EACCES) => {
                 "needs CAP_NET_ADMIN in the namespace's user namespace: run as root or grant the capability"

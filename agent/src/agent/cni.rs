@@ -10,7 +10,7 @@ use ursa_model::labels;
 
 pub use self::config::CniConfig;
 pub use self::decisions::Decisions;
-use super::config::AgentConfig;
+use super::config::{AgentConfig, LauncherKind};
 use super::workload::{Origin, POD_UIDS, WorkloadSpec};
 
 /// The workload of a container. The plugin has put the redirect in place.
@@ -29,7 +29,9 @@ pub(crate) fn spec(call: &Call, who: Membership, config: &AgentConfig) -> Result
         json!({ "netns": call.netns, "proxyUid": uid, "proxyGid": gid, "redirect": redirect });
     let origin = Origin::Cni(call.container_id.clone());
     let mut spec = WorkloadSpec::from_value(dataplane, origin, config).map_err(|error| error.to_string())?;
-    spec.redirect = None;
+    // As it is in place: kept there, and put back at the next start if somebody took it away meanwhile. An agent without
+    // rights leaves that to others.
+    spec.redirect = call.config.redirect.clone().filter(|_| config.launcher() == LauncherKind::Fork);
     Ok(spec)
 }
 
@@ -75,7 +77,11 @@ mod tests {
     fn pod(request: Value) -> Result<WorkloadSpec, String> {
         let add: Call = serde_json::from_value(request).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let config = AgentConfig { state_dir: dir.path().to_owned(), ..AgentConfig::default() };
+        let config = AgentConfig {
+            state_dir: dir.path().to_owned(),
+            launcher: LauncherKind::Fork,
+            ..AgentConfig::default()
+        };
         Decisions::open(&config).spec(&add, &config)
     }
 
@@ -92,7 +98,7 @@ mod tests {
         assert_eq!((spec.name.as_str(), spec.mesh.as_str(), spec.uid), ("web-0.shop", "default", 77));
         assert_eq!(spec.cluster(), "web");
         assert_eq!(spec.dataplane["networking"]["inbound"].as_array().unwrap().len(), 2);
-        assert!(spec.redirect.is_none(), "the plugin's work");
+        assert_eq!(spec.redirect.unwrap().proxy_uids, [77], "as the plugin has applied it");
         let inbound = spec.dataplane.pointer("/networking/transparentProxying/redirectPortInbound");
         assert_eq!((inbound, spec.dns_port), (Some(&15106.into()), 15153), "where the redirect leads to");
     }

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::status::{AgentStatus, Phase};
+use ursa_init::watch::State;
+
+use super::status::{AgentStatus, Phase, RedirectReport};
 
 /// Metrics of `status`: what an alert wants to know, first of all when certificates end.
 pub fn render(status: &AgentStatus) -> String {
@@ -52,12 +54,40 @@ pub fn render(status: &AgentStatus) -> String {
         "Whether a workload is ready",
         status.workloads.iter().map(|workload| (labels(workload), i64::from(workload.state == Phase::Ready))),
     );
+    let redirects = || {
+        let kept = status.workloads.iter().filter_map(|one| Some((one, one.redirect.as_ref()?)));
+        kept.map(|(workload, redirect)| (labels(workload), redirect))
+    };
+    family(
+        &mut text,
+        "redirect_in_place",
+        "Whether a workload's redirect is as it should be, as far as this agent keeps it",
+        redirects().map(|(labels, redirect)| (labels, i64::from(redirect.state == State::InPlace))),
+    );
+    let repairs = |redirect: &RedirectReport| i64::try_from(redirect.repairs).unwrap_or(i64::MAX);
+    typed_family(
+        &mut text,
+        "redirect_repairs_total",
+        "counter",
+        "How often a workload's redirect was put back after somebody had changed it",
+        redirects().map(|(labels, redirect)| (labels, repairs(redirect))),
+    );
     text
 }
 
 fn family(text: &mut String, name: &str, help: &str, samples: impl IntoIterator<Item = (String, i64)>) {
+    typed_family(text, name, "gauge", help, samples);
+}
+
+fn typed_family(
+    text: &mut String,
+    name: &str,
+    kind: &str,
+    help: &str,
+    samples: impl IntoIterator<Item = (String, i64)>,
+) {
     // Writing to a String can't fail.
-    let _ = writeln!(text, "# HELP ursa_agent_{name} {help}\n# TYPE ursa_agent_{name} gauge");
+    let _ = writeln!(text, "# HELP ursa_agent_{name} {help}\n# TYPE ursa_agent_{name} {kind}");
     for (labels, value) in samples {
         let _ = writeln!(text, "ursa_agent_{name}{labels} {value}");
     }

@@ -67,7 +67,7 @@ pub async fn run(config: AgentConfig, reload: Reload) -> anyhow::Result<()> {
         state_dir: config.state_dir.clone(),
         launcher: Arc::clone(&launcher),
         session: session.clone(),
-        redirects: Redirects::default(),
+        redirects: Redirects::new(config.run_dir.clone()),
         links: control.watch(),
     });
     let running: Vec<String> = match launcher.list().await {

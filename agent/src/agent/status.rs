@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use ursa_init::watch::{Repair, State};
 
 use super::cri::PodReport;
 use super::identity::Leaf;
@@ -67,6 +68,22 @@ pub struct EnvoyReport {
     pub last_exit: Option<String>,
 }
 
+/// A redirect that this agent keeps in place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RedirectReport {
+    /// How it stands.
+    pub state: State,
+    /// Who else has the say over its namespace, so that this agent leaves it alone.
+    pub kept_by: Option<String>,
+    /// How often it was put back since this agent started.
+    pub repairs: u64,
+    /// The last time.
+    pub last_repair: Option<Repair>,
+    /// What the operator should know.
+    pub message: Option<String>,
+}
+
 /// One workload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -107,6 +124,9 @@ pub struct WorkloadStatus {
     pub names: usize,
     /// Whether the configuration couldn't be kept for a restart, and why.
     pub disk_error: Option<String>,
+    /// Its redirect, which it may share with neighbours; absent where this agent keeps none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<RedirectReport>,
 }
 
 /// The agent.
@@ -214,6 +234,26 @@ impl PodReport {
     }
 }
 
+impl RedirectReport {
+    fn to_text(&self, now: i64) -> String {
+        let mut text = match (&self.kept_by, self.state) {
+            (Some(by), _) => format!("kept by {by}"),
+            (None, State::Fighting) => "somebody keeps changing it".to_owned(),
+            (None, State::Failing) => "NOT in place".to_owned(),
+            (None, State::InPlace | State::Stopped) => "in place".to_owned(),
+        };
+        if let Some(last) = &self.last_repair {
+            let whom = last.by.as_ref().map_or_else(|| "somebody".to_owned(), ToString::to_string);
+            let ago = span(now.saturating_sub(i64::try_from(last.at).unwrap_or(now)));
+            let _ = write!(text, ", repaired {} times, last {ago} ago after {whom} changed it", self.repairs);
+        }
+        if let Some(message) = &self.message {
+            let _ = write!(text, ": {message}");
+        }
+        text
+    }
+}
+
 impl WorkloadStatus {
     fn write(&self, out: &mut String, now: i64) {
         let _ = writeln!(
@@ -231,6 +271,9 @@ impl WorkloadStatus {
             line(out, 2, "last error", error);
         }
         line(out, 2, "registration", &self.registration);
+        if let Some(redirect) = &self.redirect {
+            line(out, 2, "redirect", &redirect.to_text(now));
+        }
         let shim = self.shim_pid.map_or_else(
             || "not running".to_owned(),
             |pid| format!("pid {pid}, {}", self.shim_origin.as_deref().unwrap_or("started")),

@@ -1,6 +1,7 @@
 //! Which workloads live here: those of the files, those that CNI added, and none besides.
 
 mod namespaces;
+mod pods;
 mod remains;
 mod users;
 
@@ -14,10 +15,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use ursa_cni_protocol::Records;
 
 use self::namespaces::refuse_ambiguous;
-use self::users::{refuse_shared_users, user_of_pod};
+use self::users::refuse_shared_users;
 use super::config::AgentConfig;
 use super::control::chain;
 use super::status::{BrokenFile, Phase, WorkloadStatus};
@@ -27,8 +27,10 @@ use crate::relay::write_atomic;
 /// Commands that wait; each caller waits for its answer.
 const QUEUE: usize = 64;
 const SPEC_FILE: &str = "workload.json";
+/// The answer of a supervisor that ends.
+const GONE: &str = "the agent is stopping; try again";
 /// How long CNI waits for a live Envoy: the plugin gives up after 20 s, and our words say more than its silence.
-const CNI_PATIENCE: Duration = Duration::from_secs(18);
+pub const CNI_PATIENCE: Duration = Duration::from_secs(18);
 
 /// When a directory of files that couldn't be listed is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -41,7 +43,7 @@ pub type Answer = Result<watch::Receiver<WorkloadStatus>, String>;
 
 #[derive(Debug)]
 enum Command {
-    Add { spec: Box<WorkloadSpec>, answer: oneshot::Sender<Answer> },
+    Add { specs: Vec<WorkloadSpec>, answer: oneshot::Sender<Vec<Answer>> },
     Remove { container: String, answer: oneshot::Sender<bool> },
     Sweep { answer: oneshot::Sender<usize> },
     Status { answer: oneshot::Sender<(Vec<WorkloadStatus>, Vec<BrokenFile>)> },
@@ -78,13 +80,7 @@ impl Supervisor {
 
     /// A workload appears by CNI ADD. Returns once its Envoy is live.
     pub async fn add(&self, spec: WorkloadSpec) -> Result<(), String> {
-        let (answer, answered) = oneshot::channel();
-        let gone = "the agent is stopping; try again";
-        self.commands
-            .send(Command::Add { spec: Box::new(spec), answer })
-            .await
-            .map_err(|_| gone.to_owned())?;
-        let status = answered.await.map_err(|_| gone.to_owned())??;
+        let status = self.add_all(vec![spec]).await.pop().unwrap_or_else(|| Err(GONE.to_owned()))?;
         let mut waiting = status.clone();
         let live = async move {
             waiting.wait_for(|status| matches!(status.state, Phase::Live | Phase::Ready)).await.is_ok()
@@ -104,21 +100,32 @@ impl Supervisor {
         }
     }
 
+    /// Workloads appear together: each redirect is put in place before any of their sidecars starts. What becomes of each,
+    /// in their order.
+    pub async fn add_all(&self, specs: Vec<WorkloadSpec>) -> Vec<Answer> {
+        let (answer, answered) = oneshot::channel();
+        let count = specs.len();
+        if self.commands.send(Command::Add { specs, answer }).await.is_ok()
+            && let Ok(answers) = answered.await
+        {
+            return answers;
+        }
+        (0..count).map(|_| Err(GONE.to_owned())).collect()
+    }
+
     /// The workload of a container disappears by CNI DEL. Returns whether there was one.
     pub async fn remove(&self, container: &str) -> Result<bool, String> {
         let (answer, answered) = oneshot::channel();
         let command = Command::Remove { container: container.to_owned(), answer };
-        let gone = "the agent is stopping; try again";
-        self.commands.send(command).await.map_err(|_| gone.to_owned())?;
-        answered.await.map_err(|_| gone.to_owned())
+        self.commands.send(command).await.map_err(|_| GONE.to_owned())?;
+        answered.await.map_err(|_| GONE.to_owned())
     }
 
     /// Removes the workloads of containers that have no attachment any more. Returns how many.
     pub async fn sweep(&self) -> Result<usize, String> {
         let (answer, answered) = oneshot::channel();
-        let gone = "the agent is stopping; try again";
-        self.commands.send(Command::Sweep { answer }).await.map_err(|_| gone.to_owned())?;
-        answered.await.map_err(|_| gone.to_owned())
+        self.commands.send(Command::Sweep { answer }).await.map_err(|_| GONE.to_owned())?;
+        answered.await.map_err(|_| GONE.to_owned())
     }
 
     /// The configuration has changed: workloads that inherit something of it follow.
@@ -358,6 +365,10 @@ impl Task {
         self.leaving.insert(id.to_owned(), leaving);
         let keeps = |next: &WorkloadSpec| next.redirect.is_some() && next.netns == running.spec.netns;
         let keep_redirect = successor.is_some_and(keeps);
+        if matches!(running.spec.origin, Origin::Cni(_)) && !keep_redirect {
+            // Its pod ends: from now on the plugin takes the redirect away, or the namespace's end does.
+            self.shared.redirects.release(id);
+        }
         let id = id.to_owned();
         self.departures.spawn(async move {
             let gone = running.machine.remove(keep_redirect).await;
@@ -393,8 +404,8 @@ impl Task {
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Add { spec, answer } => {
-                let _ = answer.send(self.add(*spec));
+            Command::Add { specs, answer } => {
+                let _ = answer.send(self.add(specs));
             }
             Command::Remove { container, answer } => match self.cni.remove(&container) {
                 Some(spec) => self.depart(&spec.id(), None, vec![answer]),
@@ -416,72 +427,13 @@ impl Task {
                     .map(|running| running.machine.status().borrow().clone())
                     .chain(self.leaving.values().map(|leaving| leaving.status.borrow().clone()))
                     .collect();
+                for status in &mut all {
+                    status.redirect = self.shared.redirects.report(&status.id);
+                }
                 all.sort_by(|a, b| a.id.cmp(&b.id));
                 let _ = answer.send((all, self.broken.clone()));
             }
         }
-    }
-
-    /// Finds pods that went while nobody told this agent, and lets them leave. Returns how many.
-    fn sweep(&mut self) -> usize {
-        let records = Records::below(&self.shared.config.load().run_dir);
-        let missing = |path: &Path| matches!(path.try_exists(), Ok(false));
-        let gone: Vec<String> = self
-            .cni
-            .iter()
-            .filter(|(container, spec)| {
-                records.has_none(container) || spec.netns.as_deref().is_some_and(missing)
-            })
-            .map(|(container, _)| container.clone())
-            .collect();
-        for container in &gone {
-            if let Some(spec) = self.cni.remove(container) {
-                self.depart(&spec.id(), None, Vec::new());
-            }
-            if let Err(error) = records.remove_all(container) {
-                tracing::warn!(%container, %error, "the records of a container stay");
-            }
-        }
-        if !gone.is_empty() {
-            tracing::info!(count = gone.len(), "pods have gone without a word; their sidecars stop");
-        }
-        gone.len()
-    }
-
-    /// The user of a pod's proxy: the one it had, the one that the plugin's configuration names, or a free one.
-    fn user_of(&self, container: &str, spec: &WorkloadSpec) -> Result<u32, String> {
-        if let Some(former) = self.cni.get(container) {
-            return Ok(former.uid);
-        }
-        let pods = self.cni.values().map(|pod| (pod.uid, pod.id()));
-        let running = self.machines.iter().map(|(id, running)| (running.spec.uid, id.clone()));
-        let leaving = self.leaving.iter().map(|(id, leaving)| (leaving.uid, id.clone()));
-        user_of_pod(spec.uid, &pods.chain(running).chain(leaving).collect())
-    }
-
-    fn add(&mut self, mut spec: WorkloadSpec) -> Answer {
-        let Origin::Cni(container) = spec.origin.clone() else {
-            return Err("only CNI adds workloads; a file is put into the workloads directory".to_owned());
-        };
-        spec.uid = self.user_of(&container, &spec)?;
-        let id = spec.id();
-        if self.is_leaving(&id) {
-            return Err(format!("the former {} is still draining; try again", spec.node_id()));
-        }
-        if let Some(running) = self.machines.get(&id)
-            && running.spec.origin != spec.origin
-        {
-            return Err(format!("{} already runs here, from {}", spec.node_id(), running.spec.origin));
-        }
-        // Before anything starts: an agent that dies now must find it again.
-        let dir = self.shared.state_dir(&id);
-        persist(&dir, &spec).map_err(|error| format!("can't write to {}: {error}", dir.display()))?;
-        self.cni.insert(container, spec);
-        self.reconcile(&BTreeMap::new());
-        self.machines
-            .get(&id)
-            .map(|running| running.machine.status())
-            .ok_or_else(|| "the former workload of that name is still leaving; try again".to_owned())
     }
 }
 

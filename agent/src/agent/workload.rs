@@ -11,5 +11,5 @@ mod spec;
 pub use files::{Scan, WorkloadFiles};
 pub use inspect::inspect;
 pub use machine::{Machine, Shared};
-pub use redirect::{Redirects, plan as redirect_of, same_namespace};
+pub use redirect::{Place, Redirects, place_of, plan as redirect_of};
 pub use spec::{Origin, POD_UIDS, SpecError, WorkloadSpec, id_of};

@@ -344,6 +344,7 @@ impl Keeper {
         let child = command.spawn().map_err(failed)?;
         let pid = i32::try_from(child.id()).map_err(|error| error.to_string())?;
         let process = Process::open(pid, None).map_err(failed)?;
+        info!(id = spec.id, pid, "the shim is started");
         let answers = async {
             loop {
                 match ShimClient::connect(dir).await {

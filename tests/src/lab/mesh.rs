@@ -200,7 +200,9 @@ pub struct Workload {
 impl Node {
     /// Joins a node with a ticket and starts its agent.
     pub fn join(lab: &mut Lab, name: &str, ticket: &str) -> anyhow::Result<Self> {
-        Self::start(lab, name, Some(ticket))
+        let host = lab.net.host(name)?;
+        let place = Place::from(&host);
+        Self::start_in(lab, name, host, place, Some(ticket), |_| {})
     }
 
     /// Joins a machine with a ticket and starts its agent, with changes to the agent's configuration.
@@ -216,13 +218,14 @@ impl Node {
 
     /// Starts an agent that hasn't joined.
     pub fn unjoined(lab: &mut Lab, name: &str) -> anyhow::Result<Self> {
-        Self::start(lab, name, None)
+        Self::unjoined_with(lab, name, |_| {})
     }
 
-    fn start(lab: &mut Lab, name: &str, ticket: Option<&str>) -> anyhow::Result<Self> {
+    /// Starts an agent that hasn't joined, with changes to its configuration.
+    pub fn unjoined_with(lab: &mut Lab, name: &str, edit: impl FnOnce(&mut Value)) -> anyhow::Result<Self> {
         let host = lab.net.host(name)?;
         let place = Place::from(&host);
-        Self::start_in(lab, name, host, place, ticket, |_| {})
+        Self::start_in(lab, name, host, place, None, edit)
     }
 
     fn start_in(

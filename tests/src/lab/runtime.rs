@@ -4,6 +4,7 @@
 //! * [`containerd`]: its CRI, as kubelet uses it; [`cri`] holds the calls.
 //! * [`podman`]: with the CNI backend.
 //! * [`driver`]: what libcni does, for the verbs that these runtimes never call.
+//! * [`fake`]: a runtime that only says which pods there are.
 //! * [`daemonset`]: containers of a manifest, as kubelet runs them; [`churn`]: pods that come and go meanwhile.
 //! * [`network`]: the conflists; [`image`]: the one image.
 //! * [`ground`]: control plane, agent and a runtime together; [`storm`]: very many pods on it.
@@ -13,6 +14,7 @@ pub mod containerd;
 pub mod cri;
 pub mod daemonset;
 pub mod driver;
+pub mod fake;
 pub mod ground;
 pub mod image;
 pub mod network;

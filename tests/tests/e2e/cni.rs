@@ -91,6 +91,23 @@ fn a_pod_appears_by_add_and_disappears_by_del() {
     until(&mut client, URL, "the pod's request to succeed", Answer::ok).unwrap();
     drop(client);
 
+    // The rules that the plugin has made are kept in place by the agent, as long as the pod is there.
+    let wanted = crate::kept::rules(&pod.path());
+    let flush =
+        || ursa_tests::lab::mesh::run(pod.command("nft".as_ref()).args(["flush", "ruleset"]), "").unwrap();
+    flush();
+    let back = || match crate::kept::rules(&pod.path()) {
+        found if found == wanted => Ok(()),
+        found => Err(format!("{} lines", found.len())),
+    };
+    let ((), took) = wait::until("the pod's rules to be back", SOON, back).unwrap();
+    assert!(took < std::time::Duration::from_secs(1), "{took:?}");
+    // The next agent knows them as well.
+    node.agent.kill();
+    flush();
+    node.agent.restart().unwrap();
+    wait::until("the pod's rules to be back by the next agent", SOON, back).unwrap();
+
     call(&lab, &node, &pod, "DEL", "enabled").unwrap();
     call(&lab, &node, &pod, "DEL", "enabled").unwrap();
     assert_eq!(rules(&pod), Vec::<String>::new());

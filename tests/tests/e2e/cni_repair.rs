@@ -54,6 +54,26 @@ fn early_pods_are_put_into_the_mesh_where_they_are() {
     let text = ground.node.status_text().unwrap();
     assert!(text.contains("3 run at") && text.contains("2 put there after their start"), "{text}");
     assert!(plain.rules(machine).unwrap().is_empty() && plain.envoys(machine).is_empty());
+    // Both were closed before either sidecar was started.
+    let log = std::fs::read_to_string(ground.lab.log("node")).unwrap();
+    let lines = |words: &str| -> Vec<_> {
+        log.lines().enumerate().filter(|(_, line)| line.contains(words)).map(|(number, _)| number).collect()
+    };
+    let (closed, started) = (lines("traffic is closed until"), lines("the shim is started"));
+    assert_eq!((closed.len(), started.len()), (2, 2), "{log}");
+    assert!(closed.iter().max() < started.iter().min(), "{log}");
+
+    // And they stay closed.
+    let rules = || crate::kept::rules(&machine.file(&web.netns));
+    let wanted = rules();
+    let enter = format!("--net={}", machine.file(&web.netns).display());
+    let mut flush = std::process::Command::new("nsenter");
+    ursa_tests::lab::mesh::run(flush.args([&enter, "nft", "flush", "ruleset"]), "").unwrap();
+    wait::until("the pod's rules to be back", SOON, || match rules() {
+        found if found == wanted => Ok(()),
+        found => Err(format!("{} lines", found.len())),
+    })
+    .unwrap();
 
     // It is the real thing: a name of the mesh, denied and then allowed.
     let url = format!("http://backend-shop.svc.mesh.local:{PORT}/orders");

@@ -18,6 +18,7 @@ mod identity;
 mod impostor;
 mod inspect;
 mod journey;
+mod kept;
 mod lab;
 mod neighbours;
 mod operator;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::agent::status::BrokenFile;
-use crate::agent::workload::{Origin, WorkloadSpec, redirect_of, same_namespace};
+use crate::agent::workload::{Origin, Place, WorkloadSpec, place_of, redirect_of};
 
 /// Of those who can't share their namespace, keeps what is there already, or else the first. One that runs goes on as
 /// it is, because its traffic would be open without it; one that is new doesn't start.
@@ -15,14 +15,18 @@ pub(super) fn refuse_ambiguous(
     let mut order: Vec<&String> = desired.keys().collect();
     order.sort_by_key(|id| (former.get(*id) != desired.get(*id), !former.contains_key(*id)));
     let mut kept: BTreeMap<String, WorkloadSpec> = BTreeMap::new();
+    // Looked up once: nodes have hundreds of pods, and each lives in a namespace of its own.
+    let mut places: BTreeMap<String, Place> = BTreeMap::new();
     for id in order.into_iter().cloned().collect::<Vec<_>>() {
         let Some(spec) = desired.remove(&id) else { continue };
-        let Err(why) = fits(&kept, &spec) else {
+        let Err(why) = fits(&kept, &places, &spec) else {
+            places.insert(id.clone(), place_of(&spec));
             kept.insert(id, spec);
             continue;
         };
-        let running = former.get(&id).filter(|former| fits(&kept, former).is_ok());
+        let running = former.get(&id).filter(|former| fits(&kept, &places, former).is_ok());
         let error = if let Some(running) = running {
+            places.insert(id.clone(), place_of(running));
             kept.insert(id, running.clone());
             format!("ursa.redirect: {why}. It runs on as it was")
         } else {
@@ -36,11 +40,19 @@ pub(super) fn refuse_ambiguous(
 }
 
 /// Whether the rules of its namespace can be written with the workload among them.
-fn fits(kept: &BTreeMap<String, WorkloadSpec>, spec: &WorkloadSpec) -> Result<(), String> {
+fn fits(
+    kept: &BTreeMap<String, WorkloadSpec>,
+    places: &BTreeMap<String, Place>,
+    spec: &WorkloadSpec,
+) -> Result<(), String> {
     if spec.redirect.is_none() {
         return Ok(());
     }
-    let neighbours = kept.values().filter(|other| other.redirect.is_some() && same_namespace(other, spec));
+    let here = place_of(spec);
+    let is_neighbour = |(id, other): &(&String, &WorkloadSpec)| {
+        other.redirect.is_some() && places.get(*id).is_some_and(|place| *place == here)
+    };
+    let neighbours = kept.iter().filter(is_neighbour).map(|(_, other)| other);
     let all: Vec<&WorkloadSpec> = neighbours.chain([spec]).collect();
     if all.len() == 1 { Ok(()) } else { redirect_of(&all).map(drop) }
 }

@@ -91,7 +91,7 @@ impl Agent {
             config: arc_swap::ArcSwap::from_pointee(config),
             launcher: Arc::new(launcher),
             session,
-            redirects: Redirects::default(),
+            redirects: Redirects::new(dir.path().join("run")),
             links,
         });
         let (supervisor, _) = Supervisor::start(shared, files, stop.clone());

@@ -236,6 +236,7 @@ impl Life {
         self.register().await;
 
         self.configured(&mut identity).await;
+        self.shared.redirects.all_tried().await;
         let launcher = Arc::clone(&self.shared.launcher);
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
@@ -277,6 +278,7 @@ impl Life {
                 self.facts.attested = true;
                 self.shared.redirects.apply(&self.spec).await
             };
+            self.shared.redirects.tried(&self.id);
             match done {
                 Ok(applied) => {
                     if applied.is_some_and(|applied| applied.changed()) {

@@ -31,6 +31,7 @@ pub(super) fn initial_status(spec: &WorkloadSpec) -> WorkloadStatus {
         rejections: Vec::new(),
         names: 0,
         disk_error: None,
+        redirect: None,
     }
 }
 
