@@ -30,10 +30,10 @@ fn delete_namespace(machine: &Machine, netns: &str) {
 
 #[test]
 fn check_sees_one_missing_rule_in_every_version() {
-    let ground = Ground::start(&["web-shop"], Driver::start).unwrap();
-    let (machine, driver) = (&ground.machine, &ground.runtime);
+    let mut ground = Ground::start(&["web-shop"], Driver::start).unwrap();
     let spec = PodSpec::meshed("web");
     for version in ["0.3.0", "0.3.1", "0.4.0", VERSION] {
+        let (machine, driver) = (&ground.machine, &ground.runtime);
         let mut list = ground.networks.conflist(PODS_NETWORK, 0, Some(ground.networks.ursa()));
         list["cniVersion"] = version.into();
         driver.know(PODS_NETWORK, list);
@@ -47,11 +47,16 @@ fn check_sees_one_missing_rule_in_every_version() {
         // CHECK came with 0.4.0.
         if !version.starts_with("0.3") {
             driver.check(machine, PODS_NETWORK, &web).unwrap();
+            // The agent would put it back.
+            ground.node.agent.kill();
             let rules = nft(machine, &name, &["--handle", "list", "ruleset"]);
             let (chain, handle) = a_rule(&rules);
             nft(machine, &name, &["delete", "rule", &chain[0], &chain[1], &chain[2], "handle", &handle]);
             let error = driver.check(machine, PODS_NETWORK, &web).unwrap_err();
             assert_eq!((error.plugin.as_str(), error.code), ("ursa-cni", DRIFTED), "{error}");
+            ground.node.agent.restart().unwrap();
+            let check = || driver.check(machine, PODS_NETWORK, &web).map_err(|error| error.to_string());
+            wait::until("the next agent to put it back", SOON, check).unwrap();
         }
         driver.del(machine, PODS_NETWORK, &web).unwrap();
         delete_namespace(machine, &name);
