@@ -110,10 +110,15 @@ fn legacy_tables() -> bool {
     })
 }
 
+/// Whether nf_tables, which works, holds iptables' rules of ours.
+fn holds_iptables() -> Result<bool, Error> {
+    nft::holds_chains(&Table::ALL.map(Table::name), &DISPATCHERS)
+}
+
 /// Whether iptables of a kind holds rules of ours. Starts a program only where the old tables are in use.
 pub(crate) fn left_over(variant: Variant) -> Result<bool, Error> {
     match variant {
-        Variant::Nft => Ok(nft::works()? && nft::holds_chains(&Table::ALL.map(Table::name), &DISPATCHERS)?),
+        Variant::Nft => Ok(nft::works()? && holds_iptables()?),
         Variant::Legacy if legacy_tables() => match iptables::in_use(Variant::Legacy) {
             Ok((ours, _)) => Ok(ours),
             Err(error) => {
@@ -130,7 +135,7 @@ pub(crate) fn left_over(variant: Variant) -> Result<bool, Error> {
 pub(crate) fn apply(plan: &Plan, backend: Backend) -> Result<bool, Error> {
     let chosen = backend.choose()?;
     // Looked for first, so that a failure to look changes nothing.
-    let others = others(chosen)?;
+    let others = others(chosen, backend == Backend::Auto && chosen == Chosen::Nftables)?;
     let changed = match chosen {
         Chosen::Nftables => match nft::apply(plan) {
             // A part is missing: what can't be done here may be done there.
@@ -151,16 +156,18 @@ pub(crate) fn apply(plan: &Plan, backend: Backend) -> Result<bool, Error> {
     Ok(remove_each(&others)? || changed)
 }
 
-/// The backends besides one that have rules in place.
-fn others(kept: Chosen) -> Result<Vec<Chosen>, Error> {
+/// The backends besides one that have rules in place. `known` when it is known already that nf_tables works.
+fn others(kept: Chosen, known: bool) -> Result<Vec<Chosen>, Error> {
     let mut found = Vec::new();
-    if kept != Chosen::Nftables && nft::works()? && nft::read_back()?.is_some() {
+    let nf_tables = known || nft::works()?;
+    if kept != Chosen::Nftables && nf_tables && nft::read_back()?.is_some() {
         found.push(Chosen::Nftables);
     }
-    for variant in Variant::ALL {
-        if kept != Chosen::Iptables(variant) && left_over(variant)? {
-            found.push(Chosen::Iptables(variant));
-        }
+    if kept != Chosen::Iptables(Variant::Nft) && nf_tables && holds_iptables()? {
+        found.push(Chosen::Iptables(Variant::Nft));
+    }
+    if kept != Chosen::Iptables(Variant::Legacy) && left_over(Variant::Legacy)? {
+        found.push(Chosen::Iptables(Variant::Legacy));
     }
     Ok(found)
 }

@@ -190,7 +190,7 @@ pub fn read_back() -> Result<Found, Error> {
 pub fn diff(plan: &Plan) -> Result<Vec<String>, Error> {
     let mut kernel = Kernel::open()?;
     let wanted = wanted(plan, kernel.loopback()?)?;
-    let found = kernel.read()?;
+    let found = kernel.read_all()?;
     let in_place: Vec<_> =
         found.ours.union(&found.others).filter(|i| found.ours.contains(i) || wanted.contains(i)).collect();
     let lines = |items: &mut dyn Iterator<Item = &Item>| items.map(ToString::to_string).collect::<Vec<_>>();

@@ -55,23 +55,30 @@ impl Kernel {
         Ok(Self { socket, buffer: vec![0; BUFFER], sequence: 0 })
     }
 
+    /// Reads what is ours.
     pub(super) fn read(&mut self) -> Result<Found, Error> {
         let mut found = Found::default();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        // Without a family the kernel answers for all in one go.
+        let rules = self.dump("read the routing rules", &Message::GetRule(RuleMessage::default()))?;
+        found.ours.extend(rules.iter().filter_map(|answer| match answer {
+            Message::NewRule(answer) => policy_rule(answer),
+            _ => None,
+        }));
+        // Asked for by their maker: so they are found in any table, also in one whose rule somebody removed.
+        for family in [Family::V4, Family::V6] {
             let mut wanted = RouteMessage::default();
-            wanted.header.address_family = family;
-            wanted.header.table = TABLE_LOCAL;
-            for answer in self.dump("read the local routes", &Message::GetRoute(wanted))? {
+            wanted.header.address_family = address_family(family);
+            wanted.header.protocol = RouteProtocol::from(PROTOCOL);
+            for answer in self.dump("read the routes that are ours", &Message::GetRoute(wanted))? {
                 let Message::NewRoute(answer) = answer else { continue };
-                let Some(item) = local_route(&answer) else { continue };
-                let ours = answer.header.protocol == RouteProtocol::from(PROTOCOL);
-                if ours { &mut found.ours } else { &mut found.others }.insert(item);
+                if answer.header.protocol == RouteProtocol::from(PROTOCOL) {
+                    found.ours.extend(local_route(&answer).or_else(|| everything_route(&answer, family)));
+                }
             }
         }
         let mut wanted = AddressMessage::default();
         wanted.header.family = AddressFamily::Inet6;
         wanted.header.index = LO;
-        self.read_policy(&mut found)?;
         for answer in self.dump("read lo's addresses", &Message::GetAddress(wanted))? {
             let Message::NewAddress(answer) = answer else { continue };
             let Some((item, protocol)) = address(&answer) else { continue };
@@ -85,26 +92,22 @@ impl Kernel {
         Ok(found)
     }
 
-    /// Reads our rules, and the tables that they lead to.
-    fn read_policy(&mut self, found: &mut Found) -> Result<(), Error> {
-        // Without a family the kernel answers for all in one go.
-        let rules = self.dump("read the routing rules", &Message::GetRule(RuleMessage::default()))?;
-        let rules = rules.iter().filter_map(|answer| match answer {
-            Message::NewRule(answer) => policy_rule(answer),
-            _ => None,
-        });
-        found.ours.extend(rules);
-        // Tables whose rule somebody removed are found as well: what is asked for is the maker.
-        for family in [Family::V4, Family::V6] {
+    /// Reads what is ours, and local routes that somebody else made. Who only adds needs no word of these: what is there
+    /// already can't be added.
+    pub(super) fn read_all(&mut self) -> Result<Found, Error> {
+        let mut found = self.read()?;
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut wanted = RouteMessage::default();
-            wanted.header.address_family = address_family(family);
-            wanted.header.protocol = RouteProtocol::from(PROTOCOL);
-            for answer in self.dump("read the routes that are ours", &Message::GetRoute(wanted))? {
+            wanted.header.address_family = family;
+            wanted.header.table = TABLE_LOCAL;
+            for answer in self.dump("read the local routes", &Message::GetRoute(wanted))? {
                 let Message::NewRoute(answer) = answer else { continue };
-                found.ours.extend(everything_route(&answer, family));
+                if answer.header.protocol != RouteProtocol::from(PROTOCOL) {
+                    found.others.extend(local_route(&answer));
+                }
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     /// `false` if it exists already.
