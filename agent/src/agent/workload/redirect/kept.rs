@@ -70,6 +70,9 @@ impl Kept {
             }
             Say::Pending(left) => return Err(pending(left)),
         };
+        for slice in &keeper.status().missing_slices {
+            tracing::warn!(namespace = %self.namespace.name(), "{slice}");
+        }
         self.publish(keeper, held);
         Ok(applied)
     }
@@ -182,7 +185,7 @@ fn listen(kept: &Arc<Kept>) -> io::Result<Vec<AsyncFd<Told>>> {
 /// Keeps the redirect in place until it is released. `looks` bounds how many namespaces are looked at together: each
 /// look takes a thread.
 pub(super) async fn keep(kept: Arc<Kept>, looks: Arc<Semaphore>) {
-    let sockets = listen(&kept).unwrap_or_else(|error| {
+    let mut sockets = listen(&kept).unwrap_or_else(|error| {
         tracing::error!(namespace = %kept.namespace.name(), %error,
             "changes of a redirect can't be heard of; it is looked at every {} s instead", AGAIN.as_secs());
         Vec::new()
@@ -207,6 +210,11 @@ pub(super) async fn keep(kept: Arc<Kept>, looks: Arc<Semaphore>) {
                 tracing::error!(namespace = %kept.namespace.name(), %error, "a look at a redirect failed");
                 wait = AGAIN;
             }
+        }
+        // One more comes with the first redirect that names slices; until it is heard, they are looked at every second.
+        if !sockets.is_empty() && kept.events.sockets().count() != sockets.len() {
+            sockets.clear(); // the system lets none be heard twice
+            sockets = listen(&kept).unwrap_or_default();
         }
         tokio::time::sleep(CALM).await;
     }
