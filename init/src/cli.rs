@@ -14,6 +14,7 @@ mod layers;
 mod options;
 #[cfg(test)]
 mod page;
+mod parts;
 mod place;
 mod probation;
 mod watch;

@@ -81,6 +81,9 @@ pub fn apply(plan: &Plan) -> Result<Applied, Error> {
 /// on failure what this call changed is undone. A slice that doesn't exist is no failure: see [`slices::missing`].
 pub fn apply_with(plan: &Plan, backend: Backend) -> Result<Applied, Error> {
     netns::Netns::current()?.refuse_other_users()?;
+    if plan.is_none() {
+        return remove().map(|rules_changed| Applied { rules_changed, ..Applied::default() });
+    }
     let routes = routes::ensure(plan)?;
     match backend::apply(plan, backend) {
         Ok(rules_changed) => Ok(Applied { rules_changed, routes_changed: routes.finish()? }),
@@ -116,6 +119,9 @@ pub fn diff(plan: &Plan) -> Result<Vec<String>, Error> {
 
 /// As [`diff`], for rules that a chosen backend was to put in place.
 pub fn diff_with(plan: &Plan, backend: Backend) -> Result<Vec<String>, Error> {
+    if plan.is_none() {
+        return Ok(show()?.into_iter().map(|line| format!("- {line}")).collect());
+    }
     let mut lines = backend::diff(plan, backend)?;
     lines.extend(routes::diff(plan)?);
     Ok(lines)

@@ -35,6 +35,21 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The plan of a namespace in which nobody is redirected.
+    pub const fn none() -> Self {
+        Self {
+            chains: Vec::new(),
+            local_routes: Vec::new(),
+            loopback_addresses: Vec::new(),
+            policy_route: None,
+        }
+    }
+
+    /// Whether it asks for nothing at all.
+    pub fn is_none(&self) -> bool {
+        *self == Self::none()
+    }
+
     /// The slices by which workloads are told apart. One that is made again is another one, and the kernel changes no
     /// rule for it.
     pub fn slices(&self) -> BTreeSet<&Cgroup> {

@@ -42,6 +42,8 @@ pub struct Watch<'a> {
     pub reload: &'a (dyn Fn() -> Result<Plan, String> + Sync),
     /// Asked at every look: the redirect if what it depends on besides its document has changed, and what that was.
     pub follow: &'a (dyn Fn() -> Option<(Plan, String)> + Sync),
+    /// Who is redirected; asked whenever the state is written.
+    pub who: &'a (dyn Fn() -> Who + Sync),
     /// Takes each message for the operator.
     pub tell: &'a (dyn Fn(&str) + Sync),
 }
@@ -55,6 +57,15 @@ pub enum WatchError {
     /// The kernel's messages can't be received.
     #[error("can't subscribe to the kernel's messages about rules and routes")]
     Subscribe(#[source] io::Error),
+}
+
+/// Whose traffic a redirect is about.
+#[derive(Debug, Clone, Default)]
+pub struct Who {
+    /// The names of its workloads; empty where a namespace belongs to one alone.
+    pub workloads: Vec<String>,
+    /// Those that are left out, and why.
+    pub left_out: Vec<String>,
 }
 
 /// What happened.
@@ -88,10 +99,13 @@ impl Watch<'_> {
         let signals = SignalFd::with_flags(&signals(), flags).map_err(|e| WatchError::Subscribe(e.into()))?;
         let mut keeper = Keeper::new(self.plan.clone(), self.backend);
         keeper.put(self.plan.clone(), &events)?;
-        self.publish(&keeper);
+        self.publish(&mut keeper);
         self.tell_missing(&keeper);
-        (self.tell)("the redirect is in place and watched");
-        notify("READY=1\nSTATUS=the redirect is in place and watched");
+        for why in &keeper.status().left_out {
+            (self.tell)(why);
+        }
+        (self.tell)(keeper.summary());
+        notify(&format!("READY=1\nSTATUS={}", keeper.summary()));
         loop {
             let paused = keeper.pause().is_some();
             match wait(&events, &signals, keeper.wait(self.interval)).map_err(WatchError::Subscribe)? {
@@ -108,7 +122,7 @@ impl Watch<'_> {
         }
         notify("STOPPING=1");
         keeper.status_mut().state = State::Stopped;
-        self.publish(&keeper);
+        self.publish(&mut keeper);
         (self.tell)("stopped; the redirect stays in place");
         Ok(())
     }
@@ -142,12 +156,14 @@ impl Watch<'_> {
         match done {
             Ok(()) => {
                 self.publish(keeper);
-                (self.tell)("read again; the redirect is in place");
+                (self.tell)(&format!("read again; {}", keeper.summary()));
                 self.tell_missing(keeper);
+                notify(&format!("STATUS={}", keeper.summary()));
             }
             Err(why) => {
                 let message = format!("the new redirect isn't taken, the old one stays: {why}");
                 (self.tell)(&message);
+                notify(&format!("STATUS={message}"));
                 keeper.status_mut().message = message;
                 self.publish(keeper);
             }
@@ -160,7 +176,10 @@ impl Watch<'_> {
         }
     }
 
-    fn publish(&self, keeper: &Keeper) {
+    fn publish(&self, keeper: &mut Keeper) {
+        let Who { workloads, left_out } = (self.who)();
+        let status = keeper.status_mut();
+        (status.workloads, status.left_out) = (workloads, left_out);
         if let Some(path) = &self.status
             && let Err(error) = keeper.status().write(path)
         {

@@ -12,9 +12,11 @@ use serde_json::Value;
 use super::Usage;
 use super::fields::{FIELDS, Field, Kind};
 use super::layers::{Layers, Source};
+use super::parts::Parts;
 use crate::intent::{Dns, DnsCapture, RedirectIntent, kuma};
 
 const CONFIG: &str = "config";
+const CONFIG_DIR: &str = "config-dir";
 const ANNOTATIONS: &str = "annotations";
 const RESOLV_CONF: &str = "resolv-conf";
 
@@ -23,6 +25,8 @@ const RESOLV_CONF: &str = "resolv-conf";
 #[derive(Debug, Clone)]
 pub(super) struct Options {
     configs: Vec<PathBuf>,
+    /// Workloads, a file each, that are added to those of the document.
+    config_dir: Option<PathBuf>,
     annotations: Option<PathBuf>,
     resolv_conf: PathBuf,
     given: Vec<Given>,
@@ -49,6 +53,17 @@ impl Args for Options {
                     .action(ArgAction::Append)
                     .value_parser(value_parser!(PathBuf))
                     .help("The redirect's document, YAML or JSON, `-` for standard input; of several the later win"),
+            )
+            .arg(
+                Arg::new(CONFIG_DIR)
+                    .long(CONFIG_DIR)
+                    .env("URSA_REDIRECT_DIR")
+                    .value_name("DIR")
+                    .value_parser(value_parser!(PathBuf))
+                    .help(
+                        "Workloads that share the namespace, one in each *.yaml there, beside those of the document (which \
+                         needn't exist then)",
+                    ),
             )
             .arg(
                 Arg::new(ANNOTATIONS)
@@ -106,6 +121,7 @@ impl FromArgMatches for Options {
         given.sort_by_key(|given| matches!(given.source, Source::Flag(_)));
         Ok(Self {
             configs: matches.get_many(CONFIG).into_iter().flatten().cloned().collect(),
+            config_dir: matches.get_one(CONFIG_DIR).cloned(),
             annotations: matches.get_one(ANNOTATIONS).cloned(),
             resolv_conf: matches.get_one(RESOLV_CONF).cloned().unwrap_or_default(),
             given,
@@ -121,7 +137,10 @@ impl FromArgMatches for Options {
 impl Options {
     /// Whether nothing at all was given.
     pub(super) fn is_empty(&self) -> bool {
-        self.configs.is_empty() && self.annotations.is_none() && self.given.is_empty()
+        self.configs.is_empty()
+            && self.config_dir.is_none()
+            && self.annotations.is_none()
+            && self.given.is_empty()
     }
 
     /// Whether a document comes from standard input, which can be read only once.
@@ -131,8 +150,42 @@ impl Options {
 
     /// The redirect, and where each of its fields comes from.
     pub(super) fn resolve(&self) -> anyhow::Result<(RedirectIntent, Layers)> {
+        let (mut layers, parts) = self.read()?;
+        let mut intent = layers.intent().context("the layers make no redirect document together")?;
+        if let (Some(dir), Some(parts)) = (&self.config_dir, parts) {
+            parts.add_to(&mut intent)?;
+            layers.change(&intent, &Source::File(dir.display().to_string()));
+        }
+        self.complete(&mut intent)?;
+        layers.change(&intent, &Source::Machine(self.resolv_conf.display().to_string()));
+        Ok((intent, layers))
+    }
+
+    /// The redirect with those workloads of the directory that are right, and what is wrong with the others.
+    pub(super) fn resolve_what_fits(&self) -> anyhow::Result<(RedirectIntent, Vec<String>)> {
+        let (layers, parts) = self.read()?;
+        let mut intent = layers.intent().context("the layers make no redirect document together")?;
+        let left_out = parts.map_or_else(Vec::new, |parts| parts.add_what_fits(&mut intent));
+        self.complete(&mut intent)?;
+        Ok((intent, left_out))
+    }
+
+    /// Whether nobody is to be redirected: no workload is in the directory yet, and the document names no proxy.
+    pub(super) fn is_idle(&self, intent: &RedirectIntent) -> bool {
+        self.config_dir.is_some()
+            && intent.workloads.is_empty()
+            && intent.proxy_uids.is_empty()
+            && intent.proxy_mark.is_none()
+            && intent.proxy_gids.is_empty()
+    }
+
+    /// Everything but the directory's workloads, which come on top.
+    fn read(&self) -> anyhow::Result<(Layers, Option<Parts>)> {
         let mut layers = Layers::default();
         for path in &self.configs {
+            if self.config_dir.is_some() && matches!(path.try_exists(), Ok(false)) {
+                continue;
+            }
             let text = read(path)?;
             if text.lines().all(|line| line.trim().is_empty() || line.starts_with('#')) {
                 continue;
@@ -154,12 +207,15 @@ impl Options {
         for given in &self.given {
             layers.lay(given.path, given.value.clone(), &given.source);
         }
-        let mut intent = layers.intent().context("the layers make no redirect document together")?;
+        let parts = self.config_dir.as_deref().map(Parts::read).transpose()?;
+        Ok((layers, parts))
+    }
+
+    fn complete(&self, intent: &mut RedirectIntent) -> anyhow::Result<()> {
         for dns in std::iter::once(&mut intent.dns).chain(intent.workloads.iter_mut().map(|w| &mut w.dns)) {
             self.find_resolvers(dns)?;
         }
-        layers.change(&intent, &Source::Machine(self.resolv_conf.display().to_string()));
-        Ok((intent, layers))
+        Ok(())
     }
 
     fn find_resolvers(&self, dns: &mut Dns) -> anyhow::Result<()> {

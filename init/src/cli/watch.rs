@@ -17,7 +17,7 @@ use crate::intent::{InvalidIntent, RedirectIntent};
 use crate::plan::Plan;
 use crate::slices;
 use crate::ssh;
-use crate::watch::{Watch, block_signals};
+use crate::watch::{Watch, Who, block_signals};
 
 /// Where the agent looks for the state of the host's redirect.
 const STATUS: &str = "/run/ursa/redirect.json";
@@ -46,72 +46,86 @@ pub(super) struct Arguments {
 /// What the redirect is made of: the document, and the ports that sshd listens on. The two change by themselves.
 struct Source<'a> {
     options: &'a Options,
-    /// `None` where the operator's way in is nobody's business.
-    way_in: Option<Mutex<WayIn>>,
+    /// Whether the operator's way in is to be kept open.
+    host: bool,
+    last: Mutex<Last>,
 }
 
-struct WayIn {
-    /// The document as it was read last.
+/// What was read last.
+#[derive(Default)]
+struct Last {
     intent: RedirectIntent,
+    /// Workloads that aren't redirected, and why.
+    left_out: Vec<String>,
+    /// Where sshd listens.
     ports: BTreeSet<u16>,
-    /// What listened when they were looked up.
+    /// What listened when that was looked up.
     listening: BTreeSet<(u16, u64)>,
 }
 
 impl<'a> Source<'a> {
-    /// Reads the document, and what listens in the calling thread's namespace.
-    fn read(options: &'a Options, host: bool) -> anyhow::Result<Self> {
-        let way_in = if host {
-            let intent = options.resolve()?.0;
-            let listening = ssh::listening();
-            Some(Mutex::new(WayIn { intent, ports: ssh::ports().ports, listening }))
-        } else {
-            None
-        };
-        Ok(Self { options, way_in })
+    /// Reads the document, and what listens in the calling thread's namespace. Workloads that are wrong are left out.
+    fn read(options: &'a Options, host: bool) -> anyhow::Result<(Self, Plan)> {
+        let (intent, left_out) = options.resolve_what_fits()?;
+        let source = Self { options, host, last: Mutex::default() };
+        let plan = source.take(intent, left_out)?;
+        Ok((source, plan))
     }
 
-    fn way_in(&self) -> Option<MutexGuard<'_, WayIn>> {
+    fn last(&self) -> MutexGuard<'_, Last> {
         // Whoever panicked while it was held left whole values.
-        self.way_in.as_ref().map(|way_in| way_in.lock().unwrap_or_else(PoisonError::into_inner))
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The plan of the document as it is now.
-    fn plan(&self) -> anyhow::Result<Plan> {
-        let intent = self.options.resolve()?.0;
-        let Some(mut way_in) = self.way_in() else { return Ok(Plan::compile(&intent)?) };
-        let listening = ssh::listening();
-        let now = WayIn { intent, ports: ssh::ports().ports, listening };
-        let plan = now.plan()?;
-        *way_in = now;
+    fn again(&self) -> anyhow::Result<Plan> {
+        Ok(self.take(self.options.resolve()?.0, Vec::new())?)
+    }
+
+    fn take(&self, intent: RedirectIntent, left_out: Vec<String>) -> Result<Plan, InvalidIntent> {
+        let (listening, ports) =
+            if self.host { (ssh::listening(), ssh::ports().ports) } else { Default::default() };
+        let now = Last { intent, left_out, ports, listening };
+        let plan = self.plan(&now)?;
+        *self.last() = now;
         Ok(plan)
+    }
+
+    fn plan(&self, of: &Last) -> Result<Plan, InvalidIntent> {
+        if self.options.is_idle(&of.intent) {
+            return Ok(Plan::none());
+        }
+        let mut intent = of.intent.clone();
+        if self.host {
+            ssh::keep(&mut intent, &of.ports);
+        }
+        Plan::compile(&intent)
     }
 
     /// The plan if sshd listens elsewhere than when it was looked up last.
     fn follow(&self) -> Option<(Plan, String)> {
-        let mut way_in = self.way_in()?;
-        let listening = ssh::listening();
-        if listening == way_in.listening {
+        let mut last = self.last();
+        let listening = if self.host { ssh::listening() } else { return None };
+        if listening == last.listening {
             return None;
         }
-        way_in.listening = listening;
+        last.listening = listening;
         let ports = ssh::ports().ports;
-        if ports == way_in.ports {
+        if ports == last.ports {
             return None;
         }
-        way_in.ports = ports;
-        let list: Vec<_> = way_in.ports.iter().map(ToString::to_string).collect();
+        last.ports = ports;
+        let list: Vec<_> = last.ports.iter().map(ToString::to_string).collect();
         // It was valid with other ports left alone.
-        let plan = way_in.plan().ok()?;
+        let plan = self.plan(&last).ok()?;
         Some((plan, format!("sshd listens on {} now, and what arrives there is left alone", list.join(", "))))
     }
-}
 
-impl WayIn {
-    fn plan(&self) -> Result<Plan, InvalidIntent> {
-        let mut intent = self.intent.clone();
-        ssh::keep(&mut intent, &self.ports);
-        Plan::compile(&intent)
+    /// Who is redirected and who isn't, for the status.
+    fn who(&self) -> Who {
+        let last = self.last();
+        let workloads = last.intent.workloads.iter().map(|workload| workload.name.clone()).collect();
+        Who { workloads, left_out: last.left_out.clone() }
     }
 }
 
@@ -120,11 +134,7 @@ pub(super) fn run(place: &Place, options: &Options, arguments: &Arguments) -> an
     // Threads inherit this: the first one starts below.
     block_signals().context("can't block signals")?;
     let netns = place.open()?;
-    let source = netns.run(|| Source::read(options, place.host))??;
-    let first = match source.way_in() {
-        Some(way_in) => way_in.plan()?,
-        None => source.plan()?,
-    };
+    let (source, first) = netns.run(|| Source::read(options, place.host))??;
     let tell = |message: &str| eprintln!("ursa-init: {message}");
     let start_slices = |plan: &Plan| {
         if arguments.start_slices
@@ -137,7 +147,7 @@ pub(super) fn run(place: &Place, options: &Options, arguments: &Arguments) -> an
         if options.reads_stdin() {
             return Err("it came by standard input, which is read only once".to_owned());
         }
-        let plan = source.plan().map_err(|error| format!("{error:#}"))?;
+        let plan = source.again().map_err(|error| format!("{error:#}"))?;
         start_slices(&plan);
         Ok(plan)
     };
@@ -152,6 +162,7 @@ pub(super) fn run(place: &Place, options: &Options, arguments: &Arguments) -> an
         status: arguments.status.clone().or_else(|| place.host.then(|| STATUS.into())),
         reload: &reload,
         follow: &|| source.follow(),
+        who: &|| source.who(),
         tell: &tell,
     };
     // Which sockets are sshd's is asked again and again.

@@ -69,6 +69,15 @@ impl Keeper {
         &mut self.status
     }
 
+    /// What there is to be said about it in general.
+    pub(super) fn summary(&self) -> &'static str {
+        if self.plan.is_none() {
+            "nothing here is redirected yet"
+        } else {
+            "the redirect is in place and watched"
+        }
+    }
+
     /// Keeps another plan from now on, which the next look puts in place.
     pub fn replace(&mut self, plan: Plan) {
         self.plan = plan;

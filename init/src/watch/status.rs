@@ -42,6 +42,12 @@ pub struct Status {
     /// Slices that don't exist: what their workloads open can't be told apart.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing_slices: Vec<Missing>,
+    /// The workloads that are redirected, where several share the namespace.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub workloads: Vec<String>,
+    /// Those that aren't although they should be, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
     /// What the operator should know; empty when all is well.
     pub message: String,
 }
@@ -69,6 +75,8 @@ impl Status {
             repairs: 0,
             last_repair: None,
             missing_slices: Vec::new(),
+            workloads: Vec::new(),
+            left_out: Vec::new(),
             message: String::new(),
         }
     }
@@ -80,7 +88,8 @@ impl Status {
 
     /// What there is to be said while all that can be in place is.
     fn lacks(&self) -> String {
-        self.missing_slices.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        let missing = self.missing_slices.iter().map(ToString::to_string);
+        missing.chain(self.left_out.iter().cloned()).collect::<Vec<_>>().join("; ")
     }
 
     pub(super) fn repaired(&mut self, took: Duration, by: Option<Process>, differences: Vec<String>) {

@@ -335,3 +335,77 @@ fn one_watch_at_a_time_and_a_killed_one_is_no_hindrance() {
     second.wait().unwrap();
     assert!(first_line.contains("in place and watched"), "{first_line}");
 }
+
+/// As on a machine whose services join and leave, one file each.
+#[test]
+fn workloads_come_and_go_as_files() {
+    let (web, _stranger) = Namespace::pair();
+    let parts = tempfile::tempdir().unwrap();
+    let part = |uid: u32, port: u16| {
+        format!(
+            "uids: [{uid}]\nproxyUids: [{}]\ninbound: {{port: {port}, includePorts: [{}]}}\noutbound: {{port: {}}}\n\
+             dns: {{port: {}}}\n",
+            uid + 1000,
+            port - 7000,
+            port + 1,
+            port + 2
+        )
+    };
+    let put = |name: &str, text: &str| std::fs::write(parts.path().join(name), text).unwrap();
+    let rules = || inside(&web, "nft", &["list", "ruleset"], "").out;
+    let launch = || {
+        let mut command = init_in(&web, &["watch", "--config", "/nonexistent/redirect.yaml"]);
+        command.arg("--config-dir").arg(parts.path());
+        Watcher::launch(&web, command, "# nothing for everybody\n")
+    };
+
+    // Nobody has joined: it waits, and nothing is redirected.
+    let watcher = launch();
+    watcher.says("nothing here is redirected yet");
+    assert_eq!(rules(), "");
+
+    web.listen(&[15101]);
+    put("web.yaml", &part(APP, 15100));
+    watcher.signal(Signal::SIGHUP);
+    watcher.says("read again; the redirect is in place");
+    assert_eq!(watcher.status()["workloads"], serde_json::json!(["web"]));
+    assert_eq!(web.tcp(APP, "10.77.0.2:80"), Ok(15101));
+
+    // A mistake while it runs costs nothing.
+    let before = rules();
+    put("bad.yaml", "uids: 7\n");
+    watcher.signal(Signal::SIGHUP);
+    let said = watcher.says("the old one stays");
+    assert!(said.contains("bad.yaml"), "{said}");
+    assert_eq!(rules(), before);
+
+    // One that is there at the start costs only its own.
+    drop(watcher);
+    assert!(inside(&web, "nft", &["flush", "ruleset"], "").code == 0);
+    let watcher = launch();
+    let said = watcher.says("it isn't redirected");
+    assert!(said.contains("bad.yaml"), "{said}");
+    let status = watcher.status();
+    assert_eq!(status["workloads"], serde_json::json!(["web"]));
+    assert!(status["leftOut"][0].as_str().unwrap().contains("bad.yaml"), "{status}");
+    assert_eq!(web.tcp(APP, "10.77.0.2:80"), Ok(15101));
+
+    // The last one leaves.
+    for name in ["bad.yaml", "web.yaml"] {
+        std::fs::remove_file(parts.path().join(name)).unwrap();
+    }
+    watcher.signal(Signal::SIGHUP);
+    watcher.says("read again; nothing here is redirected yet");
+    assert_eq!(rules(), "");
+    // What is put there by others is none of its business.
+    let foreign = inside(
+        &web,
+        "nft",
+        &["-f", "-"],
+        "table inet theirs { chain x { type filter hook input priority 10; }; }\n",
+    );
+    assert_eq!(foreign.code, 0, "{}", foreign.err);
+    watcher.signal(Signal::SIGHUP);
+    watcher.says("read again");
+    assert!(rules().contains("theirs"));
+}
