@@ -103,14 +103,8 @@ impl Inbound {
         } else {
             filter::Terminal::Tcp(Box::new(filter::tcp(target.name, target.name)))
         };
-        let mut cluster = cluster::local(target.name, target.service_address, target.service_port);
-        if target.client_mark.is_some() {
-            // With it Envoy would leave the choice of a port to connect(), which chooses as the client's kernel did: the
-            // same port again, and two connections would be one.
-            cluster.upstream_bind_config = None;
-        }
         Self {
-            cluster,
+            cluster: cluster::local(target.name, target.service_address, target.service_port),
             upstream: cluster::http_options(target.protocol),
             terminal,
             mode: Mode::Strict,

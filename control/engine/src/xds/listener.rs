@@ -104,7 +104,8 @@ pub(crate) fn tls_inspector() -> ListenerFilter {
     filter("envoy.filters.listener.tls_inspector", &TlsInspector::default())
 }
 
-/// Lets the workload see the client's address. What is sent with it has this mark.
+/// Lets the workload see the client's address, which wins over the one that the cluster says. What is sent with it has
+/// this mark.
 pub(crate) fn original_source(mark: NonZeroU32) -> ListenerFilter {
     let config = OriginalSrc { mark: mark.get(), ..OriginalSrc::default() };
     filter("envoy.filters.listener.original_src", &config)
