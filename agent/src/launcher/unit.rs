@@ -72,6 +72,15 @@ impl UnitLauncher {
 
     async fn adopt_or_start(&self, spec: &ShimSpec) -> Result<watch::Receiver<ShimState>, LaunchError> {
         is_id(&spec.id)?;
+        if spec.transparent {
+            return Err(LaunchError::Invalid {
+                id: spec.id.clone(),
+                reason: "its redirect is by TPROXY, for which Envoy needs CAP_NET_RAW, and ursa-sidecar@.service holds no \
+                         capability; leave inbound.mode at redirect, or run the agent with `launcher: fork` and that \
+                         capability"
+                    .into(),
+            });
+        }
         let failed = |reason: String| LaunchError::Start { id: spec.id.clone(), reason };
         let dir = self.dir(&spec.id);
         match ShimClient::connect(&dir).await {
