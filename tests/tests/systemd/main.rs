@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 mod lab;
+mod ordering;
 mod polkit;
 mod shipped;
 mod units;

@@ -74,6 +74,13 @@ fn the_agents_user_may_start_sidecars_and_nothing_else() {
         vm.run_as("ursa-agent", &["systemd-run", "--no-ask-password", &unit, "/bin/touch", "/root/was-here"])
             .unwrap()
     };
+    // The name of an instance is no way to become the control plane, or the agent out of its sandbox.
+    for instance in ["control", "agent"] {
+        let unit = format!("ursa-sidecar@{instance}.service");
+        assert!(ask("ursa-agent", &["start", "--no-block", &unit]).ok());
+        vm.unit(&unit).wait_said("status=217/USER", Duration::from_secs(10)).unwrap();
+        vm.unit(&unit).stop().unwrap();
+    }
     // By name it would be a sidecar, and it would run what the agent likes, as root.
     for unit in ["mine.service", "ursa-sidecar@mine.service", "ursa-pod@mine.service"] {
         refused(&transient(unit));
