@@ -67,7 +67,11 @@ pub async fn run(config: AgentConfig, reload: Reload) -> anyhow::Result<()> {
         state_dir: config.state_dir.clone(),
         launcher: Arc::clone(&launcher),
         session: session.clone(),
-        redirects: Redirects::new(config.run_dir.clone()),
+        redirects: match config.launcher() {
+            LauncherKind::Unit => Redirects::by_units(config.run_dir.clone())
+                .with_context(|| format!("can't watch {}", config.run_dir.display()))?,
+            LauncherKind::Fork | LauncherKind::Auto => Redirects::new(config.run_dir.clone()),
+        },
         links: control.watch(),
     });
     let running: Vec<String> = match launcher.list().await {

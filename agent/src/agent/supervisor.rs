@@ -428,7 +428,8 @@ impl Task {
                     .chain(self.leaving.values().map(|leaving| leaving.status.borrow().clone()))
                     .collect();
                 for status in &mut all {
-                    status.redirect = self.shared.redirects.report(&status.id);
+                    let spec = self.machines.get(&status.id).map(|running| &running.spec);
+                    status.redirect = self.shared.redirects.report(&status.id, spec);
                 }
                 all.sort_by(|a, b| a.id.cmp(&b.id));
                 let _ = answer.send((all, self.broken.clone()));

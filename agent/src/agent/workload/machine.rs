@@ -293,6 +293,7 @@ impl Life {
             }
             tokio::select! {
                 () = backoff.wait() => {}
+                () = self.shared.redirects.news() => {}
                 Ok(()) = self.specs.changed() => self.spec = self.specs.borrow_and_update().clone(),
             }
         }

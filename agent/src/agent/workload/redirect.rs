@@ -3,6 +3,7 @@
 
 mod kept;
 mod kernel;
+mod units;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,6 +18,7 @@ use ursa_init::{Applied, Plan, RedirectIntent};
 
 use self::kept::{Kept, keep};
 use self::kernel::{Id, Namespace};
+use self::units::Units;
 use super::WorkloadSpec;
 use crate::agent::status::RedirectReport;
 
@@ -76,6 +78,8 @@ pub fn plan(specs: &[&WorkloadSpec]) -> Result<Plan, String> {
 pub struct Redirects {
     /// Where `ursa-init` says which namespaces it keeps itself.
     run_dir: PathBuf,
+    /// Who puts them in place instead of this agent, if anybody does.
+    units: Option<Units>,
     specs: Mutex<BTreeMap<String, WorkloadSpec>>,
     kept: Mutex<BTreeMap<Id, Keeping>>,
     /// Workloads that came together and whose redirect wasn't tried yet.
@@ -98,11 +102,26 @@ impl Redirects {
     pub fn new(run_dir: PathBuf) -> Self {
         Self {
             run_dir,
+            units: None,
             specs: Mutex::default(),
             kept: Mutex::default(),
             awaited: watch::Sender::default(),
             looks: Arc::new(Semaphore::new(LOOKS)),
             writing: Arc::default(),
+        }
+    }
+
+    /// Those that units put in place and tell of in `run_dir`; this agent touches none.
+    pub fn by_units(run_dir: PathBuf) -> std::io::Result<Self> {
+        let units = Some(Units::in_dir(run_dir.clone())?);
+        Ok(Self { units, ..Self::new(run_dir) })
+    }
+
+    /// Returns when something is told about redirects that others put in place.
+    pub(super) async fn news(&self) {
+        match &self.units {
+            Some(units) => units.news().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -140,6 +159,9 @@ impl Redirects {
         if spec.redirect.is_none() {
             return Ok(None);
         }
+        if let Some(units) = &self.units {
+            return units.in_place(spec).map(|()| None);
+        }
         let writing = self.write().await;
         self.expect(spec);
         let Some(plan) = self.plan_of(spec)? else { return Ok(None) };
@@ -163,7 +185,7 @@ impl Redirects {
     /// Removes the redirect; that of neighbours stays. A namespace that is gone took its rules along.
     pub(super) async fn remove(&self, spec: &WorkloadSpec) -> Result<(), String> {
         self.tried(&spec.id());
-        if spec.redirect.is_none() {
+        if spec.redirect.is_none() || self.units.is_some() {
             return Ok(());
         }
         let writing = self.write().await;
@@ -201,7 +223,10 @@ impl Redirects {
     }
 
     /// How the redirect stands; `None` while this agent keeps none for the workload.
-    pub fn report(&self, id: &str) -> Option<RedirectReport> {
+    pub fn report(&self, id: &str, spec: Option<&WorkloadSpec>) -> Option<RedirectReport> {
+        if let Some(units) = &self.units {
+            return units.report(spec.filter(|spec| spec.redirect.is_some())?);
+        }
         self.kept_for(id).map(|kept| kept.report())
     }
 
