@@ -8,13 +8,14 @@ export URSA_ENVOY := $(TARGET)/envoy/envoy
 export URSA_VM_DIR ?= $(TARGET)/vm
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: help man build envoy vm-root lint deny unit e2e systemd conformance test demo soak bench fuzz clean
+.PHONY: help man packages build envoy vm-root lint deny unit e2e systemd conformance test demo soak bench fuzz clean
 
 help:
 	@echo 'make demo [KEEP=1]  the main job end to end on real parts, in namespaces of its own (root)'
 	@echo 'make test           format, lints, dependencies, all tests, conformance where the corpus is (root)'
 	@echo 'make soak           the redirect killed 1,000 times per backend and 1,000 random plans, then 50 rounds of kill -9'
 	@echo '                    with traffic flowing, then 100,000 resources, 100 pods at once (root)'
+	@echo 'make packages [PROFILE=dist]  .deb and .rpm of everything, into target/packages'
 	@echo 'make man            manual pages and completion scripts of every program'
 	@echo 'make bench          speed and size beside a bare server, release builds; rewrites docs/performance.md (root)'
 	@echo 'make fuzz [SECONDS=30]  every fuzz target for that long; wants g++'
@@ -23,15 +24,19 @@ help:
 build:
 	cargo build --workspace --bins
 
-# Manual pages and completion scripts, as a package installs them. ursa-cni's own page tells of the runtime's calls, too.
+# Manual pages and completion scripts, as a package installs them.
 man: build
-	@mkdir -p $(TARGET)/doc/man1 $(TARGET)/doc/bash $(TARGET)/doc/zsh $(TARGET)/doc/fish
-	@set -e; for program in ursa ursa-control ursa-agent ursa-shim ursa-init ursa-cni; do \
-	  $(BIN)/$$program man $(TARGET)/doc/man1; \
-	  for shell in bash zsh fish; do $(BIN)/$$program completion $$shell > $(TARGET)/doc/$$shell/$$program; done; \
-	done
-	@cp cni-plugin/ursa-cni.1 $(TARGET)/doc/man1/
+	@scripts/man.sh $(BIN) $(TARGET)/doc
 	@echo 'manual pages and completion scripts are in $(TARGET)/doc'
+
+# .deb and .rpm of everything. PROFILE=debug packs what the tests run; VERSION=… is for trying upgrades.
+PROFILE ?= dist
+packages: envoy
+	@scripts/need-tools.sh packages
+	cargo build --profile $(if $(filter debug,$(PROFILE)),dev,$(PROFILE)) --workspace --bins
+	@rm -rf $(TARGET)/packages/doc && scripts/man.sh $(TARGET)/$(PROFILE) $(TARGET)/packages/doc
+	@packaging/build.py --bin $(TARGET)/$(PROFILE) --envoy $(URSA_ENVOY) --doc $(TARGET)/packages/doc --out $(TARGET)/packages \
+	  $(if $(VERSION),--version $(VERSION)) $(if $(filter debug,$(PROFILE)),--fast)
 
 envoy:
 	@scripts/fetch-envoy.sh

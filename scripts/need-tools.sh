@@ -1,9 +1,15 @@
 #!/bin/sh
 # What the lab calls besides our own binaries: always its network's tools; for `tests` also what the tests compare with,
-# kill with and run pods by.
+# kill with and run pods by; for `packages` what builds packages and looks at them.
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 PATH=$PATH:/usr/sbin:/sbin:/usr/lib/cni
+if [ "${1:-}" = packages ]; then
+    need dpkg-shlibdeps dpkg-dev
+    need strip binutils
+    need rpmbuild rpm
+    exit 0
+fi
 need ip iproute2
 need nft nftables
 [ "${1:-}" = tests ] || exit 0

@@ -287,6 +287,32 @@ mod tests {
         );
     }
 
+    /// The keys that a section of the configuration has, by the words of the error about one that it hasn't.
+    fn keys(section: &str) -> Vec<String> {
+        let path =
+            if section.is_empty() { "nothing: 1".to_owned() } else { format!("{section}: {{nothing: 1}}") };
+        let error = load(&path, &[]).unwrap_err().to_string();
+        let expected = error.split_once("expected one of").unwrap().1;
+        expected.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_packaged_file_names_every_key_with_its_default() {
+        let text = include_str!("../../../packaging/etc/agent.yaml");
+        assert_eq!(load(text, &[]).unwrap(), AgentConfig::default(), "it sets nothing");
+        // A remark has one space behind its #, a key none, or as many as its section's depth asks for.
+        let is_key =
+            |line: &&str| line.starts_with('#') && !(line.starts_with("# ") && !line.starts_with("#  "));
+        let set: Vec<_> = text.lines().filter(is_key).map(|line| &line[1..]).collect();
+        let value: serde_json::Value = ursa_model::yaml::from_str(&set.join("\n")).unwrap();
+        for (section, found) in [("", &value), ("cni", &value["cni"])] {
+            for key in keys(section) {
+                assert!(found.get(&key).is_some(), "packaging/etc/agent.yaml lacks {key} {section}");
+            }
+        }
+        assert_eq!(load(&set.join("\n"), &[]).unwrap(), AgentConfig::default());
+    }
+
     #[test]
     fn errors_name_the_field_or_the_variable() {
         let error = load("runDirectory: /a\n", &[]).unwrap_err().to_string();

@@ -145,3 +145,32 @@ fn settings_that_nothing_acts_on_are_named() {
         assert_eq!(named, [key]);
     }
 }
+
+#[test]
+fn the_packaged_file_names_every_key_with_its_default() {
+    let text = include_str!("../../../packaging/etc/control.yaml");
+    assert_eq!(
+        ursa_model::yaml::from_str::<Option<serde_json::Value>>(text).unwrap(),
+        None,
+        "it sets nothing"
+    );
+    // A remark has one space behind its #, a key none, or as many as its section's depth asks for.
+    let is_key = |line: &&str| line.starts_with('#') && !(line.starts_with("# ") && !line.starts_with("#  "));
+    let keys: Vec<_> = text.lines().filter(is_key).map(|line| &line[1..]).collect();
+    let value: serde_json::Value = ursa_model::yaml::from_str(&keys.join("\n")).unwrap();
+    pretty_same(&value, &overlay::defaults(), "");
+}
+
+/// Compares section by section, so that the failure names the key.
+fn pretty_same(packaged: &serde_json::Value, default: &serde_json::Value, path: &str) {
+    let (Some(ours), Some(theirs)) = (packaged.as_object(), default.as_object()) else {
+        assert_eq!(packaged, default, "packaging/etc/control.yaml says otherwise of {path}");
+        return;
+    };
+    for key in theirs.keys().chain(ours.keys()) {
+        let (Some(ours), Some(theirs)) = (ours.get(key), theirs.get(key)) else {
+            panic!("packaging/etc/control.yaml and the configuration don't both have {path}{key}");
+        };
+        pretty_same(ours, theirs, &format!("{path}{key}."));
+    }
+}
