@@ -316,6 +316,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="where the packages go")
     parser.add_argument("--version", default=None, help="version of the packages (default: the source's)")
     parser.add_argument("--fast", action="store_true", help="compress little: for tests")
+    parser.add_argument("--format", choices=["deb", "rpm"], help="only this one")
     parser.add_argument("--stripped", action="store_true", help="the programs hold no symbols already")
     parser.add_argument("names", nargs="*", help="which packages (default: all)")
     options = parser.parse_args()
@@ -336,8 +337,9 @@ def main():
         if options.names and name not in options.names:
             continue
         package = Package(name, about, options)
-        for build in (build_deb, build_rpm):
-            print(build(package, options.out.resolve()))
+        for kind, build in (("deb", build_deb), ("rpm", build_rpm)):
+            if options.format in (None, kind):
+                print(build(package, options.out.resolve()))
 
 
 if __name__ == "__main__":

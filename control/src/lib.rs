@@ -118,7 +118,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         .serve(&control.config, &api::router(state), &control.tasks, &control.shutdown)
         .context("can't serve the API")?;
     tracing::info!(zone = control.config.zone(), instance = %control.instance_id, "the control plane serves");
+    process::tell_systemd(sd_notify::NotifyState::Ready);
     control.shutdown.cancelled().await;
+    process::tell_systemd(sd_notify::NotifyState::Stopping);
     control.tasks.close();
     if tokio::time::timeout(STOP, control.tasks.wait()).await.is_err() {
         tracing::warn!("some tasks haven't ended within {STOP:?}; stopping without them");

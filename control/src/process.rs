@@ -22,6 +22,13 @@ pub fn set_up_logging(filter: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Says how it goes, where systemd asks for it (`Type=notify`).
+pub fn tell_systemd(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "systemd can't be told how it goes");
+    }
+}
+
 /// Runs a control plane until SIGTERM or SIGINT.
 pub fn run(config: Config) -> anyhow::Result<()> {
     // One provider for everybody; a second attempt finds the first one's and is no error.

@@ -10,7 +10,7 @@
 //! * [`capture`]: every packet that crosses the bridge.
 //! * [`fault`]: a full disk, a kernel without nf_tables; [`flood`]: very many resources.
 //! * [`machine`]: a host with processes and mounts of its own; [`runtime`]: real container runtimes on it.
-//! * [`vm`]: a machine with a systemd of its own.
+//! * [`vm`]: a machine with a systemd of its own; [`packages`]: what is installed on it.
 //! * [`http`]: one request over a unix socket.
 //! * [`mesh`]: control plane, nodes and workloads on top.
 //! * [`pair`]: the smallest mesh that does something; [`soak`]: its parts killed in turn.
@@ -25,6 +25,7 @@ pub mod http;
 pub mod machine;
 pub mod mesh;
 pub mod net;
+pub mod packages;
 pub mod pair;
 pub mod program;
 pub mod runtime;

@@ -1,9 +1,10 @@
 //! The API on the wire: plain HTTP on loopback, HTTPS, and the operator's unix socket.
 
+mod operator;
+
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -21,12 +22,13 @@ use rustls::ServerConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream, UnixListener},
+    net::{TcpListener, TcpStream},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
+use self::operator::OperatorSocket;
 use super::OverTls;
 use crate::{
     access::Peer,
@@ -60,7 +62,7 @@ impl Servers {
         } else {
             None
         };
-        let unix = if api.socket.is_empty() { None } else { Some(listen_unix(Path::new(&api.socket))?) };
+        let unix = OperatorSocket::open(&api.socket)?;
         Ok(Self { http, https, unix })
     }
 
@@ -133,7 +135,7 @@ impl Serving {
     }
 
     async fn unix(self, socket: OperatorSocket) {
-        while let Some(accepted) = self.shutdown.run_until_cancelled(socket.listener.accept()).await {
+        while let Some(accepted) = self.shutdown.run_until_cancelled(socket.accept()).await {
             let Some((stream, _)) = accepted_or_pause(accepted).await else { continue };
             match stream.peer_cred() {
                 Ok(credentials) => {
@@ -208,47 +210,6 @@ pub async fn listen(interface: &str, port: u16, key: &str) -> anyhow::Result<Tcp
         };
         anyhow::anyhow!("can't listen on {address}: {error}: {remedy}")
     })
-}
-
-fn listen_unix(path: &Path) -> anyhow::Result<OperatorSocket> {
-    let shown = path.display();
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir)
-            .with_context(|| format!("can't create {} for apiServer.socket", dir.display()))?;
-    }
-    // A socket that nobody answers on is left from a process that was killed.
-    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-        anyhow::ensure!(
-            std::os::unix::net::UnixStream::connect(path).is_err(),
-            "can't listen on {shown}: another control plane answers there; stop it, or set apiServer.socket to another path"
-        );
-        fs::remove_file(path).with_context(|| format!("can't remove the old socket {shown}"))?;
-    }
-    let listener = UnixListener::bind(path).with_context(|| {
-        format!("can't listen on {shown}; check apiServer.socket and the rights of its folder")
-    })?;
-    // Everybody may connect; who is admin is decided by the peer's credentials.
-    fs::set_permissions(path, fs::Permissions::from_mode(0o666))
-        .with_context(|| format!("can't set the mode of {shown}"))?;
-    Ok(OperatorSocket { listener, path: path.to_owned() })
-}
-
-/// The operator's socket, whose file goes with it: also when the start fails at something that comes later.
-#[derive(Debug)]
-struct OperatorSocket {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl Drop for OperatorSocket {
-    fn drop(&mut self) {
-        // While it is still listened on: whoever comes next takes only a socket on which nobody answers.
-        if let Err(error) = fs::remove_file(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %self.path.display(), %error, "the socket can't be removed");
-        }
-    }
 }
 
 /// TLS by the configured files, or by a certificate that is made in the work folder once.

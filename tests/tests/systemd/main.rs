@@ -6,6 +6,7 @@
 
 mod lab;
 mod ordering;
+mod packages;
 mod polkit;
 mod shipped;
 mod units;

@@ -1,0 +1,6 @@
+//! Packages: what is in them, and what a machine is like before, with and after them, for both formats.
+
+mod content;
+mod joined;
+mod life;
+mod sandbox;
