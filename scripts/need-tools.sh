@@ -4,15 +4,20 @@
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 PATH=$PATH:/usr/sbin:/sbin:/usr/lib/cni
-if [ "${1:-}" = packages ]; then
+case "${1:-}" in
+packages | tests)
+    need python3 python3
     need dpkg-shlibdeps dpkg-dev
     need strip binutils
     need rpmbuild rpm
-    exit 0
-fi
+    ;;
+esac
+[ "${1:-}" != packages ] || exit 0
 need ip iproute2
 need nft nftables
 [ "${1:-}" = tests ] || exit 0
+# What looks at packages.
+need lintian lintian
 # Container runtimes, and what stands in a pod's network before our plugin.
 need containerd containerd
 need podman podman

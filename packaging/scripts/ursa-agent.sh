@@ -70,6 +70,13 @@ forget_services() {
     rm -f "$JOINED"/*.json
 }
 
+# By patterns, as what isn't loaded is no reason to complain.
+stop_all() {
+    if systemd_runs; then
+        systemctl stop 'ursa-agent.*' 'ursa-sidecar@*.service' 'ursa-redirect*.service' 'ursa-sidecar.slice' 'ursa.slice' || true
+    fi
+}
+
 # Without this package the services that require a sidecar would not start any more, and until then their traffic would
 # go to a proxy that isn't there. So it goes only when they have left, or are told to leave.
 before_removal() {
@@ -87,9 +94,8 @@ MESSAGE
     if [ -n "$services" ]; then
         ursa leave --all || forget_services
     fi
+    stop_all
     if systemd_runs; then
-        systemctl stop ursa-agent.socket ursa-agent.service 'ursa-sidecar@*.service' 'ursa-redirect@*.service' \
-            ursa-redirect.service ursa-sidecar.slice ursa.slice || true
         # Also what nobody's unit put there. Where nothing is, nothing happens.
         ursa-init remove --host >/dev/null || true
     fi
@@ -104,6 +110,7 @@ after_removal() {
 purge() {
     # Only after a removal that was forced is there anything left to forget.
     forget_services
+    stop_all
     remove_users ursa-agent ursa-proxy
     rm -rf /var/lib/ursa/agent /var/lib/ursa/join /etc/ursa/workloads.d /etc/ursa/redirect.d /run/ursa-sidecar
     rm -f /etc/ursa/redirect.yaml /etc/ursa/agent.yaml.rpmsave /etc/ursa/agent.yaml.rpmnew

@@ -84,6 +84,7 @@ fn scripts_are_plain_shell() {
     let mut seen = 0;
     for file in packages.files().unwrap() {
         let dir = lab.dir().join("control").join(file.file_stem().unwrap());
+        std::fs::create_dir_all(dir.parent().unwrap()).unwrap();
         let file = file.to_str().unwrap();
         let done = run("dpkg-deb", &["--control", file, dir.to_str().unwrap()], &[] as &[&str]);
         assert!(done.status.success(), "{}", text(&done));

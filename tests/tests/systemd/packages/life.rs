@@ -19,7 +19,7 @@ fn lab() -> Lab {
 fn traces(vm: &Vm) -> String {
     vm.sh(
         r"find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /run/systemd -o -path /run/udev \
-              -o -path '/var/lib/dpkg' -o -path '/var/lib/rpm' -o -path /var/log -o -path /var/cache -o -path /run/log \
+              -o -path '/var/lib/dpkg' -o -path '/var/lib/rpm' -o -path /var/log -o -path /var/cache -o -path /run/log -o -path /root/.rpmdb \
               -o -path '/var/lib/systemd' -o -path /opt/lab -o -name '.pwd.lock' -o -path '/etc/*-' \) -prune -o -print |
               sort
           cat /etc/passwd /etc/group /etc/shadow /etc/gshadow
@@ -30,6 +30,16 @@ fn traces(vm: &Vm) -> String {
     .unwrap()
 }
 
+/// Folders that some package of every Fedora owns, and no package of Debian's smallest installation.
+const OF_THE_SYSTEM: [&str; 6] = [
+    "+ /usr/share/fish",
+    "+ /usr/share/fish/vendor_completions.d",
+    "+ /usr/share/licenses",
+    "+ /usr/share/man/man1",
+    "+ /usr/share/man/man8",
+    "+ /usr/share/zsh/site-functions",
+];
+
 /// What one has and the other hasn't.
 fn differences(before: &str, after: &str) -> Vec<String> {
     let lacks = |text: &str, sign: char, other: &str| {
@@ -39,7 +49,9 @@ fn differences(before: &str, after: &str) -> Vec<String> {
             .map(|line| format!("{sign} {line}"))
             .collect::<Vec<_>>()
     };
-    [lacks(before, '-', after), lacks(after, '+', before)].concat()
+    let mut all = [lacks(before, '-', after), lacks(after, '+', before)].concat();
+    all.retain(|line| !OF_THE_SYSTEM.contains(&line.as_str()));
+    all
 }
 
 fn main_pid(vm: &Vm, unit: &str) -> i32 {
