@@ -18,7 +18,7 @@ upgraded() {
     systemctl --no-block reload 'ursa-sidecar@*.service' || true
 }
 
-# The services whose units require a sidecar, by the drop-ins and by what `ursa join` noted.
+# The services whose units want a sidecar, by the drop-ins and by what `ursa join` noted.
 joined_services() {
     for dropin in "$UNITS"/*.d/50-ursa.conf; do
         if [ -e "$dropin" ]; then
@@ -77,14 +77,14 @@ stop_all() {
     fi
 }
 
-# Without this package the services that require a sidecar would not start any more, and until then their traffic would
-# go to a proxy that isn't there. So it goes only when they have left, or are told to leave.
+# Without this package these services' traffic would go to a proxy that isn't there, and after a boot, without rules, past
+# it: in plaintext, although nobody has said so. So it goes only when they have left, or are told to leave.
 before_removal() {
     services=$(joined_services | sort -u | tr '\n' ' ')
     if [ -n "$services" ] && [ "${URSA_LEAVE:-}" != 1 ]; then
         cat >&2 <<MESSAGE
 ursa-agent can't be removed: services of this machine are in the mesh: $services
-Without it they would not start any more. Either take them out of the mesh first:
+Without it they would be cut off, and open to everybody after a reboot. Take them out of the mesh first:
     ursa leave --all
 or remove it with URSA_LEAVE=1 in the environment, which does the same. They go on running, but from then on without
 mutual TLS: whoever requires it refuses them, and anybody can call them.

@@ -3,4 +3,3 @@
 mod content;
 mod joined;
 mod life;
-mod sandbox;
