@@ -19,6 +19,7 @@ pub mod directory;
 mod error;
 mod file;
 pub mod kubeconfig;
+mod lock;
 pub mod node;
 mod place;
 pub mod plugin;
@@ -40,7 +41,7 @@ pub use watch::watch;
 
 use conflist::Plugin;
 use error::io;
-use file::Lock;
+use lock::{Lock, What};
 use place::Change;
 
 /// Where things are on the node.
@@ -124,7 +125,7 @@ pub fn install(wish: &Wish) -> Result<Installed, InstallError> {
         let found = " (the directory doesn't exist)".to_owned();
         return Err(InstallError::Absent { dir: layout.net_dir.clone(), found });
     }
-    let _lock = Lock::hold(&layout.net_dir)?;
+    let _lock = Lock::hold(&layout.run_dir, What::Install)?;
     file::clean(&layout.net_dir)?;
     let plan = place::plan(wish)?;
     fs::create_dir_all(&layout.bin_dir).map_err(io("create", &layout.bin_dir))?;

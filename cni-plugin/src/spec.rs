@@ -42,6 +42,8 @@ pub enum Code {
     TryAgain = 11,
     /// An ADD would fail now.
     NotAvailable = 50,
+    /// The same, and connections of containers that are there are refused meanwhile.
+    LimitedConnectivity = 51,
     /// The redirect can't be put in place.
     Redirect = 100,
     /// CHECK found other rules than there should be.

@@ -217,7 +217,8 @@ pub(crate) fn check(environment: &Environment, config: &Config) -> Result<(), Fa
 }
 
 /// What this node lacks for a meshed pod to start: its agent, or rules in the kernel. A control plane that is away
-/// isn't among that: its own pods must be able to start on this node.
+/// isn't among that: its own pods must be able to start on this node. While an agent is away, sidecars go on without it:
+/// connections are limited only where one isn't there.
 pub(crate) fn status(config: &Config) -> Result<(), Failure> {
     if let Err(error) = ursa_init::show() {
         let message = "meshed pods can't start: the kernel's rules can't be read";
@@ -225,12 +226,36 @@ pub(crate) fn status(config: &Config) -> Result<(), Failure> {
     }
     match agent::ask(&config.conf.run_dir, &json!({"cmd": "status"}), Duration::ZERO, WAIT_FOR_AGENT) {
         Ok(_) => Ok(()),
-        Err(why) => Err(Failure::new(
-            Code::NotAvailable,
-            format!("meshed pods can't start: {why}"),
-            "is ursa-agent running on this node? `systemctl status ursa-agent`",
-        )),
+        Err(why) => {
+            let hint = "is ursa-agent running on this node? `systemctl status ursa-agent`";
+            Err(match cut_off(config).as_slice() {
+                [] => Failure::new(Code::NotAvailable, format!("meshed pods can't start: {why}"), hint),
+                pods => Failure::new(
+                    Code::LimitedConnectivity,
+                    format!("meshed pods can't start, and {} have no proxy: {why}", pods.len()),
+                    format!("connections of {} are refused until the agent is back; {hint}", pods.join(", ")),
+                ),
+            })
+        }
     }
+}
+
+/// This network's pods whose redirect leads to nobody.
+fn cut_off(config: &Config) -> Vec<String> {
+    let records = config.conf.records();
+    let is_silent = |call: &Call| {
+        let intent = call.config.redirect.clone().unwrap_or_default();
+        let silent = Netns::open(&call.netns).and_then(|netns| pod::silent_ports(&netns, &intent));
+        // A namespace that is gone has no connections.
+        silent.is_ok_and(|ports| !ports.is_empty())
+    };
+    let of = |container: &String| {
+        let all = records.of(container);
+        let ours = all.iter().any(|record| record.attachment.network == config.conf.network.name);
+        ours.then(|| all.first().and_then(|first| records.read(first))).flatten()
+    };
+    let calls = records.containers().iter().filter_map(of).collect::<Vec<_>>();
+    calls.iter().filter(|call| is_silent(call)).map(Call::pod).collect()
 }
 
 /// Frees what belongs to attachments of this network that don't exist any more: their records, by which the agent sees

@@ -65,6 +65,19 @@ pub enum InstallError {
         /// What happened.
         why: String,
     },
+    /// Another installer holds the lock.
+    #[error(
+        "{} has been locked for {seconds} s{}; no installer takes so long. Look what that one waits for, or end it, and run \
+         this again; nothing was changed", .path.display(), .by.as_ref().map(|pid| format!(" by process {pid}")).unwrap_or_default()
+    )]
+    Busy {
+        /// The lock's file.
+        path: PathBuf,
+        /// The holder's process id, where it can be told.
+        by: Option<String>,
+        /// How long it was waited.
+        seconds: u64,
+    },
     /// What was removed would come back.
     #[error(
         "`ursa-cni install --watch` runs on this node ({} is locked) and would put back what is removed; end it first: on \

@@ -10,30 +10,7 @@ use super::error::{InstallError, io};
 /// Begins the name of everything unfinished. Runtimes skip it: it ends in no extension that they know.
 const UNFINISHED: &str = ".ursa-cni.unfinished";
 
-/// Held while a directory is changed, so that two installers come one after the other.
-#[derive(Debug)]
-pub(super) struct Lock(#[expect(dead_code, reason = "closing it unlocks")] File);
-
-impl Lock {
-    /// Waits for the directory.
-    pub(super) fn hold(dir: &Path) -> Result<Self, InstallError> {
-        let file = File::open(dir).map_err(io("open", dir))?;
-        file.lock().map_err(io("lock", dir))?;
-        Ok(Self(file))
-    }
-
-    /// None when somebody else holds it.
-    pub(super) fn try_hold(dir: &Path) -> Result<Option<Self>, InstallError> {
-        let file = File::open(dir).map_err(io("open", dir))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Self(file))),
-            Err(fs::TryLockError::WouldBlock) => Ok(None),
-            Err(fs::TryLockError::Error(error)) => Err(io("lock", dir)(error)),
-        }
-    }
-}
-
-/// Removes what a killed installer left. Only under the directory's lock.
+/// Removes what a killed installer left. Only under the installers' lock.
 pub(super) fn clean(dir: &Path) -> Result<(), InstallError> {
     for entry in fs::read_dir(dir).map_err(io("read", dir))?.flatten() {
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {

@@ -13,7 +13,8 @@ use super::attachments::{self, Attachments};
 use super::conflist::Conflist;
 use super::directory::{Directory, Kind};
 use super::error::{InstallError, io};
-use super::file::{self, Lock};
+use super::file;
+use super::lock::{Lock, What};
 use super::place::{self, SAVED};
 use super::watch::{Events, LOOK};
 use super::{ATTEMPTS, Layout, busy, plugin, read_directory, stub};
@@ -37,11 +38,11 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// Removes everything; what is gone already doesn't matter. `told` hears what is waited for.
 pub fn uninstall(layout: &Layout, drain: Duration, mut told: impl FnMut(&str)) -> Result<Left, InstallError> {
     let mut left = Left::default();
-    if layout.bin_dir.is_dir() && Lock::try_hold(&layout.bin_dir)?.is_none() {
-        return Err(InstallError::Watched(layout.bin_dir.clone()));
+    if Lock::is_held(&layout.run_dir, What::Watch)? {
+        return Err(InstallError::Watched(What::Watch.path(&layout.run_dir)));
     }
     if layout.net_dir.is_dir() {
-        let _lock = Lock::hold(&layout.net_dir)?;
+        let _lock = Lock::hold(&layout.run_dir, What::Install)?;
         file::clean(&layout.net_dir)?;
         let mut attempts = 1;
         while !remove_configuration(&layout.net_dir, &mut left.done)? {
@@ -53,8 +54,7 @@ pub fn uninstall(layout: &Layout, drain: Duration, mut told: impl FnMut(&str)) -
     }
     let attachments = wait(layout, drain, !left.done.is_empty(), &mut told);
     if layout.bin_dir.is_dir() {
-        // Of the configuration's directory, as `install` takes it; there may be none any more.
-        let _lock = layout.net_dir.is_dir().then(|| Lock::hold(&layout.net_dir)).transpose()?;
+        let _lock = Lock::hold(&layout.run_dir, What::Install)?;
         file::clean(&layout.bin_dir)?;
         if attachments.cached.is_empty() {
             if file::remove(&layout.program())? {
@@ -67,9 +67,22 @@ pub fn uninstall(layout: &Layout, drain: Duration, mut told: impl FnMut(&str)) -
     }
     let state = super::watch::state_file(&layout.run_dir);
     file::remove(&state)?;
+    remove_locks(&layout.run_dir)?;
     left.attachments = attachments.cached;
     left.sidecars = attachments.sidecars;
     Ok(left)
+}
+
+/// Whoever holds one meanwhile keeps it.
+fn remove_locks(run_dir: &Path) -> Result<(), InstallError> {
+    for what in [What::Watch, What::Install] {
+        if what.path(run_dir).exists()
+            && let Some(lock) = Lock::try_hold(run_dir, what)?
+        {
+            lock.remove()?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes everything, stays until SIGTERM, and removes the stub when nobody needs it any more.

@@ -10,7 +10,8 @@ use super::attachments::Attachments;
 use super::conflist::{Conf, Conflist};
 use super::directory::{ConfFile, Kind};
 use super::error::InstallError;
-use super::file::{self, Lock};
+use super::file;
+use super::lock::{Lock, What};
 use super::{Layout, found_instead, place, plugin, read_directory, stub, versions, watch};
 
 /// What is installed.
@@ -97,7 +98,7 @@ pub fn status(layout: &Layout) -> Result<Status, InstallError> {
         }
     }
     program(layout, &mut status);
-    status.watched = layout.bin_dir.is_dir() && Lock::try_hold(&layout.bin_dir)?.is_none();
+    status.watched = Lock::is_held(&layout.run_dir, What::Watch)?;
     if status.watched
         && let Ok(text) = fs::read_to_string(watch::state_file(&layout.run_dir))
         && let Ok(state) = serde_json::from_str::<Value>(&text)

@@ -29,7 +29,7 @@ pub(super) fn is_in_place(layout: &Layout) -> bool {
     fs::read_link(layout.program()).is_ok_and(|target| target.ends_with(NAME)) && path(layout).is_file()
 }
 
-/// Puts it into the program's place. Under the directory's lock.
+/// Puts it into the program's place. Under the installers' lock.
 pub(super) fn put(layout: &Layout) -> Result<(), InstallError> {
     if is_in_place(layout) {
         return Ok(());

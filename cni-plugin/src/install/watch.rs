@@ -13,7 +13,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde_json::json;
 
 use super::error::{InstallError, io};
-use super::file::{self, Lock};
+use super::file;
+use super::lock::{Lock, What};
 use super::place::{self, Change};
 use super::{Wish, install, read_directory, stub};
 
@@ -176,8 +177,7 @@ impl Watch<'_> {
             return self.start();
         }
         if self.lock.is_none() {
-            fs::create_dir_all(&self.wish.layout.bin_dir).map_err(io("create", &self.wish.layout.bin_dir))?;
-            self.lock = Lock::try_hold(&self.wish.layout.bin_dir)?;
+            self.lock = Lock::try_hold(&self.wish.layout.run_dir, What::Watch)?;
             if self.lock.is_none() {
                 self.voice.say(
                     "installed; another `ursa-cni install --watch` runs on this node and keeps it in place: waiting for its end"

@@ -1,7 +1,10 @@
 //! Files, disks and neighbours that are against it.
 
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use rstest::rstest;
@@ -129,6 +132,41 @@ fn a_read_only_directory_is_named() {
     // The program is there already, which harms nobody.
     node.uninstall().ok();
     assert_eq!(node.files(), before);
+}
+
+#[test]
+fn nobody_else_can_keep_the_installer_waiting() {
+    let node = Node::with(CONFLIST, BASE);
+    let before = node.files();
+    let run_dir = node.root().join("run/ursa");
+    fs::set_permissions(node.root(), fs::Permissions::from_mode(0o755)).unwrap();
+    node.install(&[]).ok();
+    // Whoever may read the configuration may lock what it is read from.
+    let dirs = [node.net(), node.bin(), run_dir.clone(), run_dir.join("cni-install.lock")];
+    let mut holders: Vec<_> = dirs
+        .iter()
+        .map(|dir| {
+            let mut command = Command::new("flock");
+            command.arg(dir).args(["sh", "-c", "echo held; exec sleep 300"]).uid(65534).gid(65534);
+            command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    let held = holders.iter_mut().map(|holder| {
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        line == "held\n"
+    });
+    assert_eq!(held.collect::<Vec<_>>(), [true, true, true, false], "the lock itself is root's");
+    let done = [node.install(&[]), node.run(&["status"]), node.uninstall()];
+    for mut holder in holders {
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+    }
+    for done in done {
+        done.ok();
+    }
+    assert_eq!(node.files(), before);
+    assert_eq!(fs::read_dir(&run_dir).unwrap().count(), 0, "nor does a lock stay");
 }
 
 #[test]

@@ -217,3 +217,22 @@ fn explain_works_as_its_help_says() {
     let (code, _, err) = explain(&["-"], "kind: [");
     assert!(code == 1 && err.contains("manifest"), "{err}");
 }
+
+#[test]
+fn status_says_whether_only_new_pods_suffer_from_a_missing_agent() {
+    let (dir, pod) = (tempfile::tempdir().unwrap(), pod());
+    let asked = agent(dir.path(), "{\"ok\":true}\n");
+    let config = config("1.1.0", dir.path(), "enabled");
+    assert_eq!(verb("ADD", path(&pod), &config).code, 0);
+    assert_eq!(verb("STATUS", "", &config).code, 0);
+    drop(asked);
+    std::fs::remove_file(dir.path().join("agent.sock")).unwrap();
+    let (code, text) = verb("STATUS", "", &config).error();
+    assert!(code == 51 && text.contains("shop/web-0") && text.contains("systemctl"), "{code} {text}");
+    let mut other = config.clone();
+    other["name"] = json!("others");
+    assert_eq!(verb("STATUS", "", &other).error().0, 50, "another network's pods");
+    pod.listen(&[15001, 15006]);
+    let (code, text) = verb("STATUS", "", &config).error();
+    assert!(code == 50 && text.contains("agent.sock"), "{code} {text}");
+}

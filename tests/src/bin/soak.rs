@@ -6,10 +6,14 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use ursa_tests::lab::machine::Machine;
 use ursa_tests::lab::mesh::Control;
 use ursa_tests::lab::pair::Pair;
+use ursa_tests::lab::runtime::Runtime;
 use ursa_tests::lab::runtime::containerd::Containerd;
-use ursa_tests::lab::runtime::ground::Ground;
+use ursa_tests::lab::runtime::driver::Driver;
+use ursa_tests::lab::runtime::network::Networks;
+use ursa_tests::lab::runtime::podman::Podman;
 use ursa_tests::lab::runtime::storm::Storm;
 use ursa_tests::lab::soak::{self, Round, flow, part};
 use ursa_tests::lab::{Lab, Programs, flood};
@@ -146,23 +150,30 @@ fn storms(args: &Args) -> anyhow::Result<()> {
     }
     let seed = args.seed.unwrap_or_else(|| flow::now().to_bits());
     let meshed = args.pods.div_ceil(5);
-    storm(&Storm { pods: args.pods, meshed, lives: 1, kills: false, seed })?;
+    let crowd = Storm { pods: args.pods, meshed, lives: 1, kills: false, seed };
     let (pods, meshed) = (args.pods.div_ceil(4), args.pods.div_ceil(8));
-    storm(&Storm { pods, meshed, lives: 5, kills: true, seed })
-        .map_err(|error| error.context(format!("repeat it with --seed {seed}")))
+    let kills = Storm { pods, meshed, lives: 5, kills: true, seed };
+    for each in [&crowd, &kills] {
+        let held = storm(each, "containerd", Containerd::start)
+            .and_then(|()| storm(each, "podman", Podman::start))
+            .and_then(|()| storm(each, "a bare driver", Driver::start));
+        held.map_err(|error| error.context(format!("repeat it with --seed {seed}")))?;
+    }
+    Ok(())
 }
 
-fn storm(storm: &Storm) -> anyhow::Result<()> {
+fn storm<R: Runtime>(
+    storm: &Storm,
+    under: &str,
+    start: impl FnOnce(&Lab, &Machine, &Networks) -> anyhow::Result<R>,
+) -> anyhow::Result<()> {
     let what = if storm.kills { "while agent and plugins are killed" } else { "all at once" };
-    println!("{} pods, {} of them meshed, {} times each, {what}", storm.pods, storm.meshed, storm.lives);
-    let names = storm.services();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let mut ground = Ground::start(&names, Containerd::start)?;
-    let held = storm.pass(&mut ground).and_then(|sum| {
-        ground.wait_gone(Duration::from_secs(60))?;
-        Ok(sum)
-    });
-    let sum = held.map_err(|error| {
+    println!(
+        "{} pods under {under}, {} of them meshed, {} times each, {what}",
+        storm.pods, storm.meshed, storm.lives
+    );
+    let (ground, sum) = storm.on(start)?;
+    ground.wait_gone_after_kills(Duration::from_secs(60)).map_err(|error| {
         let logs = ground.lab.save_logs().map_or_else(String::new, |logs| logs.display().to_string());
         error.context(format!("the lab's logs: {logs}"))
     })?;

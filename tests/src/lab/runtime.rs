@@ -112,6 +112,14 @@ pub trait Runtime: std::fmt::Debug + Sync {
     fn stop(&self, machine: &Machine, pod: &Pod) -> anyhow::Result<()>;
     /// Removes it, stopped or not.
     fn remove(&self, machine: &Machine, pod: &Pod) -> anyhow::Result<()>;
+    /// Removes what it keeps of a pod that didn't start, as whoever wants it started does before the next try.
+    fn discard(&self, machine: &Machine, spec: &PodSpec) -> anyhow::Result<()>;
+    /// The pods that it knows, running or not.
+    fn known(&self, machine: &Machine) -> anyhow::Result<Vec<String>>;
+    /// Whether a DEL that failed is repeated until it succeeds, by it or by whoever removes a pod through it.
+    fn repeats_del(&self) -> bool {
+        true
+    }
     /// The mesh's name of a service whose pods have this name.
     fn service(&self, pod: &str) -> String;
 }

@@ -3,8 +3,10 @@
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use ursa_tests::lab::daemon::kill_pid;
 use ursa_tests::lab::mesh::{Control, Node, PORT};
 use ursa_tests::lab::net::Host;
 use ursa_tests::lab::pair::{SOON, URL, until};
@@ -38,7 +40,7 @@ pub(crate) fn call_for(
     let mut child = Command::new(lab.programs.path("ursa-cni"))
         .env_clear()
         .env("CNI_COMMAND", verb)
-        .env("CNI_CONTAINERID", "0a1b2c")
+        .env("CNI_CONTAINERID", format!("{name}-0a1b2c"))
         .env("CNI_NETNS", pod.path())
         .env("CNI_IFNAME", "eth0")
         .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAME={name};K8S_POD_NAMESPACE=shop"))
@@ -147,4 +149,67 @@ fn a_pod_appears_by_add_and_disappears_by_del() {
     let error = call(&lab, &node, &pod, "ADD", "enabled").unwrap_err();
     assert_eq!(serde_json::from_str::<Value>(&error).unwrap()["code"], 11, "{error}");
     assert!(rules(&pod).is_empty());
+}
+
+/// A workload whose identity is cached starts, any other one is told to try again later and leaves nothing behind.
+#[test]
+fn while_the_control_plane_is_away_only_what_is_cached_starts() {
+    let mut lab = Lab::new(&Programs::discover().unwrap()).unwrap();
+    let mut control = Control::start(&mut lab).unwrap();
+    let ticket = control.ticket(&["web", "late"]).unwrap();
+    let mut node = Node::join(&mut lab, "node-a", &ticket).unwrap();
+    let (pod, late) = (lab.net.host("web").unwrap(), lab.net.host("late").unwrap());
+    call(&lab, &node, &pod, "ADD", "enabled").unwrap();
+    node.wait_ready("web", SOON).unwrap();
+    control.daemon.kill();
+
+    let start_late = |node: &Node| {
+        let annotations = json!({"kuma.io/sidecar-injection": "enabled"});
+        call_for(&lab, node, &late, "ADD", ("late", annotations))
+    };
+    let begin = Instant::now();
+    let error = start_late(&node).unwrap_err();
+    let took = begin.elapsed();
+    let error: Value = serde_json::from_str(&error).unwrap();
+    assert_eq!(error["code"], 11, "{error}");
+    assert!(error["msg"].as_str().unwrap().contains("control"), "it says what is missing: {error}");
+    // Before the plugin's own limit: the agent's words say more than its silence.
+    assert!(took < Duration::from_secs(22), "{took:?}");
+    assert_eq!(rules(&late), Vec::<String>::new());
+    assert_eq!(late.running("envoy"), [] as [i32; 0]);
+    let records = std::fs::read_dir(node.run_dir().join("cni")).unwrap();
+    let records: Vec<_> = records.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(records, ["web-0a1b2c"]);
+    let known = |node: &Node| {
+        let status = node.status().unwrap();
+        let all = status["workloads"].as_array().unwrap().clone();
+        all.iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    wait::until("the agent to forget it", SOON, || match known(&node) {
+        all if all == ["web"] => Ok(()),
+        all => Err(format!("{all:?}")),
+    })
+    .unwrap();
+
+    // The other one, with nothing but what is on disk: neither agent, nor Envoy, nor rules.
+    node.agent.kill();
+    for program in ["ursa-shim", "envoy"] {
+        for pid in pod.running(program) {
+            let _ = kill_pid(pid);
+        }
+    }
+    wait::until("its proxy to be dead", SOON, || match pod.running("envoy") {
+        pids if pids.is_empty() => Ok(()),
+        pids => Err(format!("{pids:?}")),
+    })
+    .unwrap();
+    ursa_init::in_netns(&pod.path(), ursa_init::remove).unwrap().unwrap();
+    node.agent.restart().unwrap();
+    call(&lab, &node, &pod, "ADD", "enabled").unwrap();
+    assert!(!rules(&pod).is_empty() && pod.running("envoy").len() == 1);
+    call(&lab, &node, &pod, "CHECK", "enabled").unwrap();
+
+    control.restart().unwrap();
+    start_late(&node).unwrap();
+    assert!(!rules(&late).is_empty() && late.running("envoy").len() == 1);
 }

@@ -1,9 +1,11 @@
 //! The same pods under each container runtime: chained after Debian's plugins, dual stack, with the real agent and the
 //! real Envoy.
 
+use std::process::Command;
+
 use ursa_tests::lab::capture::Capture;
 use ursa_tests::lab::machine::Machine;
-use ursa_tests::lab::mesh::PORT;
+use ursa_tests::lab::mesh::{self, PORT};
 use ursa_tests::lab::net::runs;
 use ursa_tests::lab::pair::{SOON, until};
 use ursa_tests::lab::program::{Answer, Client};
@@ -50,6 +52,36 @@ fn pods_of_a_bare_driver_are_meshed() {
         let attachment = Driver::attachment(&pod.spec, &pod.id, Some(pod.netns.clone()));
         ground.runtime.check(&ground.machine, Driver::network(&pod.spec), &attachment).unwrap();
     });
+}
+
+/// libcni 1.3 and newer read drop-ins, of which Debian has no runtime.
+#[test]
+fn a_drop_in_puts_pods_into_the_mesh_and_leaves_the_networks_file_alone() {
+    let ground = Ground::bare(&["web-shop"], Driver::start).unwrap();
+    let (machine, networks) = (&ground.machine, &ground.networks);
+    let (list, plugin) = (networks.conf_dir.join("10-pods.conflist"), ground.lab.dir().join("plugin.json"));
+    std::fs::write(&plugin, networks.ursa().to_string()).unwrap();
+    let ursa_cni = |args: &[&str]| {
+        let mut command = Command::new(ground.lab.programs.path("ursa-cni"));
+        command.args(args).arg("--root").arg(&networks.root);
+        let said = mesh::run(&mut command, "").unwrap();
+        ground.runtime.read_again().unwrap();
+        said
+    };
+    let before = std::fs::read(&list).unwrap();
+    let said = ursa_cni(&["install", "--mode", "drop-in", "--plugin-config", plugin.to_str().unwrap()]);
+    assert!(said.contains("pods/ursa-cni.conf"), "{said}");
+    assert_eq!(std::fs::read(&list).unwrap(), before);
+    ursa_cni(&["status"]);
+    let web = ground.run(&PodSpec::meshed("web")).unwrap();
+    assert!(web.envoys(machine).len() == 1 && !web.rules(machine).unwrap().is_empty());
+    ground.runtime.remove(machine, &web).unwrap();
+    ursa_cni(&["uninstall"]);
+    assert!(std::fs::read(&list).unwrap() == before && !networks.conf_dir.join("pods").exists());
+    let plain = ground.run(&PodSpec::meshed("web")).unwrap();
+    assert_untouched(machine, &plain);
+    ground.runtime.remove(machine, &plain).unwrap();
+    assert_nothing_left(&ground);
 }
 
 #[track_caller]

@@ -1,38 +1,62 @@
-//! Many pods at once under containerd; agent and plugin killed while pods come and go; a power failure.
+//! Many pods at once under each runtime; agent and plugin killed while pods come and go; a power failure.
 
 use std::time::Duration;
 
+use ursa_tests::lab::machine::Machine;
 use ursa_tests::lab::runtime::containerd::Containerd;
+use ursa_tests::lab::runtime::driver::Driver;
 use ursa_tests::lab::runtime::ground::Ground;
+use ursa_tests::lab::runtime::network::Networks;
+use ursa_tests::lab::runtime::podman::Podman;
 use ursa_tests::lab::runtime::storm::Storm;
-use ursa_tests::lab::runtime::{Pod, PodSpec, Runtime as _};
-use ursa_tests::lab::{pair, wait};
+use ursa_tests::lab::runtime::{Pod, PodSpec, Runtime};
+use ursa_tests::lab::{Lab, pair, wait};
 
 use crate::cni_runtimes::assert_nothing_left;
 
-fn storm(storm: Storm) {
-    let names = storm.services();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let mut ground = Ground::start(&names, Containerd::start).unwrap();
-    let sum = storm.pass(&mut ground).unwrap();
+/// The whole of a `make soak` has a hundred pods.
+const CROWD: Storm = Storm { pods: 20, meshed: 5, lives: 1, kills: false, seed: 0 };
+const KILLS: Storm = Storm { pods: 8, meshed: 4, lives: 3, kills: true, seed: 1 };
+
+fn pass<R: Runtime>(storm: Storm, start: impl FnOnce(&Lab, &Machine, &Networks) -> anyhow::Result<R>) {
+    let (ground, sum) = storm.on(start).unwrap();
     println!("{sum:?}");
     if storm.kills {
         assert!(sum.agents > 0 && sum.plugins > 0, "nothing was killed: {sum:?}");
-        ground.wait_gone(Duration::from_secs(30)).unwrap();
+        ground.wait_gone_after_kills(Duration::from_secs(30)).unwrap();
     } else {
         assert_nothing_left(&ground);
     }
 }
 
-/// `make soak` has a hundred.
 #[test]
 fn many_pods_start_at_once() {
-    storm(Storm { pods: 24, meshed: 5, lives: 1, kills: false, seed: 0 });
+    pass(CROWD, Containerd::start);
+}
+
+#[test]
+fn many_pods_start_at_once_under_podman() {
+    pass(CROWD, Podman::start);
+}
+
+#[test]
+fn many_pods_start_at_once_under_a_bare_driver() {
+    pass(CROWD, Driver::start);
 }
 
 #[test]
 fn no_pod_suffers_when_agent_and_plugin_die() {
-    storm(Storm { pods: 8, meshed: 4, lives: 3, kills: true, seed: 1 });
+    pass(KILLS, Containerd::start);
+}
+
+#[test]
+fn no_podman_pod_suffers_when_agent_and_plugin_die() {
+    pass(KILLS, Podman::start);
+}
+
+#[test]
+fn no_pod_of_a_bare_driver_suffers_when_agent_and_plugin_die() {
+    pass(KILLS, Driver::start);
 }
 
 /// Power is cut; after the boot the runtime knows its dead sandboxes, kubelet removes them and starts each pod again.

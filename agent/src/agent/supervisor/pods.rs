@@ -30,6 +30,16 @@ impl Task {
                 tracing::warn!(%container, %error, "the records of a container stay");
             }
         }
+        // Their plugin was killed before it could tell this agent anything.
+        let is_orphan = |container: &String| {
+            let call = records.of(container).first().and_then(|first| records.read(first));
+            !self.cni.contains_key(container) && call.is_some_and(|call| missing(&call.netns))
+        };
+        for container in records.containers().iter().filter(|container| is_orphan(container)) {
+            if let Err(error) = records.remove_all(container) {
+                tracing::warn!(%container, %error, "the records of a container stay");
+            }
+        }
         if !gone.is_empty() {
             tracing::info!(count = gone.len(), "pods have gone without a word; their sidecars stop");
         }

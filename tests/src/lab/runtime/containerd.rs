@@ -237,6 +237,21 @@ impl Runtime for Containerd {
         self.remove_sandbox(&pod.id)
     }
 
+    fn discard(&self, _machine: &Machine, spec: &PodSpec) -> anyhow::Result<()> {
+        let of_this = |sandbox: &cri::PodSandbox| {
+            let metadata = sandbox.metadata.as_ref();
+            metadata.is_some_and(|found| (&found.name, &found.namespace) == (&spec.name, &spec.namespace))
+        };
+        self.sandboxes()?
+            .iter()
+            .filter(|sandbox| of_this(sandbox))
+            .try_for_each(|one| self.remove_sandbox(&one.id))
+    }
+
+    fn known(&self, _machine: &Machine) -> anyhow::Result<Vec<String>> {
+        Ok(self.sandboxes()?.into_iter().map(|sandbox| format!("{sandbox:?}")).collect())
+    }
+
     fn service(&self, pod: &str) -> String {
         // Nothing but its arguments tells the plugin who a pod is.
         format!("{pod}-{}", super::network::MESHED)

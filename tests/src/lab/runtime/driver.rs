@@ -67,13 +67,8 @@ impl Driver {
     pub fn start(lab: &Lab, _machine: &Machine, networks: &Networks) -> anyhow::Result<Self> {
         let cache = lab.dir().join("results");
         create_open(&cache)?;
-        let mut lists = BTreeMap::new();
-        for entry in std::fs::read_dir(&networks.conf_dir)? {
-            let list: Value = serde_json::from_slice(&std::fs::read(entry?.path())?)?;
-            lists.insert(list["name"].as_str().context("a conflist without a name")?.to_owned(), list);
-        }
         Ok(Self {
-            lists: Mutex::new(lists),
+            lists: Mutex::new(read(networks)?),
             cache,
             networks: networks.clone(),
             programs: lab.programs.bin_dir.clone(),
@@ -81,6 +76,12 @@ impl Driver {
             logs: lab.dir().join("log"),
             apps: Mutex::default(),
         })
+    }
+
+    /// Reads the machine's conflists again.
+    pub fn read_again(&self) -> anyhow::Result<()> {
+        *self.lists.lock().unwrap_or_else(PoisonError::into_inner) = read(&self.networks)?;
+        Ok(())
     }
 
     /// Attaches; each plugin's result, of which the last one counts.
@@ -107,7 +108,7 @@ impl Driver {
 
     /// A network namespace on the machine, with a resolver that answers nothing; its name and its path there.
     pub fn namespace(&self, machine: &Machine, pod: &str) -> anyhow::Result<(String, PathBuf)> {
-        let name = format!("{}-pod-{pod}", self.prefix);
+        let name = self.namespace_name(pod);
         let etc = PathBuf::from("/etc/netns").join(&name);
         std::fs::create_dir_all(&etc)?;
         let resolver = format!("nameserver {RESOLVER}\noptions timeout:1 attempts:1\n");
@@ -115,6 +116,14 @@ impl Driver {
         mesh::run(machine.command(Path::new("ip")).args(["netns", "add", &name]), "")?;
         let path = PathBuf::from("/run/netns").join(&name);
         Ok((name, path))
+    }
+
+    fn namespace_name(&self, pod: &str) -> String {
+        format!("{}-pod-{pod}", self.prefix)
+    }
+
+    fn id(spec: &PodSpec) -> String {
+        format!("{}-{}", spec.name, spec.attempt)
     }
 
     /// Detaches; the first error ends it, as libcni's does.
@@ -268,10 +277,35 @@ impl Driver {
     }
 }
 
+/// As libcni 1.3 does: to a list's own plugins come those of the `.conf` files in the directory of its name.
+fn read(networks: &Networks) -> anyhow::Result<BTreeMap<String, Value>> {
+    let files = |dir: &Path, extension: &str| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut files: Vec<_> =
+            entries.filter(|path| path.extension().is_some_and(|e| e == extension)).collect();
+        files.sort();
+        files
+    };
+    let json = |path: &Path| -> anyhow::Result<Value> { Ok(serde_json::from_slice(&std::fs::read(path)?)?) };
+    let mut lists = BTreeMap::new();
+    for file in files(&networks.conf_dir, "conflist") {
+        let mut list = json(&file)?;
+        let name = list["name"].as_str().context("a conflist without a name")?.to_owned();
+        if list["loadOnlyInlinedPlugins"] != json!(true) {
+            let plugins = list["plugins"].as_array_mut().context("a conflist without plugins")?;
+            for file in files(&networks.conf_dir.join(&name), "conf") {
+                plugins.push(json(&file)?);
+            }
+        }
+        lists.insert(name, list);
+    }
+    Ok(lists)
+}
+
 impl Runtime for Driver {
     fn start(&self, machine: &Machine, spec: &PodSpec) -> anyhow::Result<Pod> {
         let (name, netns) = self.namespace(machine, &spec.name)?;
-        let id = format!("{}-{}", spec.name, spec.attempt);
+        let id = Self::id(spec);
         let attachment = Self::attachment(spec, &id, Some(netns.clone()));
         let results = self.add(machine, Self::network(spec), &attachment)?;
         let addresses = results.last().unwrap_or(&Value::Null)["ips"].as_array().cloned().unwrap_or_default();
@@ -317,6 +351,23 @@ impl Runtime for Driver {
         }
         let attachment = Self::attachment(&pod.spec, &pod.id, None);
         Ok(self.del(machine, Self::network(&pod.spec), &attachment)?)
+    }
+
+    fn discard(&self, machine: &Machine, spec: &PodSpec) -> anyhow::Result<()> {
+        // A failed ADD is followed by DEL.
+        let name = self.namespace_name(&spec.name);
+        let netns = PathBuf::from("/run/netns").join(&name);
+        let attachment = Self::attachment(spec, &Self::id(spec), Some(netns.clone()));
+        self.del(machine, Self::network(spec), &attachment)?;
+        if machine.file(&netns).exists() {
+            mesh::run(machine.command(Path::new("ip")).args(["netns", "del", &name]), "")?;
+        }
+        Ok(())
+    }
+
+    fn known(&self, _machine: &Machine) -> anyhow::Result<Vec<String>> {
+        let entries = std::fs::read_dir(&self.cache)?.flatten();
+        Ok(entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
     }
 
     fn service(&self, pod: &str) -> String {

@@ -124,8 +124,18 @@ impl<R: Runtime> Ground<R> {
 
     /// As [`Ground::wait_empty`], but for Dataplanes that nobody sends anything to: an agent that is killed before its
     /// last word is heard takes it along, and what it had registered is withdrawn.
-    pub fn wait_gone(&self, deadline: Duration) -> anyhow::Result<()> {
-        wait::until("nothing to be left of pods", deadline, || match self.left() {
+    fn wait_gone(&self, deadline: Duration) -> anyhow::Result<()> {
+        self.wait_nothing_left(deadline, true)
+    }
+
+    /// As [`Ground::wait_gone`] after plugins have died: where the runtime doesn't repeat a DEL that failed, what the
+    /// plugins before ours keep isn't looked at, because they were never called.
+    pub fn wait_gone_after_kills(&self, deadline: Duration) -> anyhow::Result<()> {
+        self.wait_nothing_left(deadline, self.runtime.repeats_del())
+    }
+
+    fn wait_nothing_left(&self, deadline: Duration, of_network: bool) -> anyhow::Result<()> {
+        wait::until("nothing to be left of pods", deadline, || match self.left(of_network) {
             Ok(left) if left.is_empty() => Ok(()),
             Ok(left) => Err(left.join("\n")),
             Err(error) => Err(format!("{error:#}")),
@@ -139,22 +149,29 @@ impl<R: Runtime> Ground<R> {
     }
 
     /// What is left of pods on the machine when there should be none.
-    pub fn left(&self) -> anyhow::Result<Vec<String>> {
-        let mut left = Vec::new();
+    fn left(&self, of_network: bool) -> anyhow::Result<Vec<String>> {
+        let mut left = if of_network { self.left_of_network()? } else { Vec::new() };
         for program in ["envoy", "ursa-shim", "containerd-shim", "conmon", "busybox"] {
             left.extend(self.machine.running(program).iter().map(|pid| format!("{program}, process {pid}")));
         }
+        left.extend(names(&self.machine.file(Path::new("/run/netns"))));
+        left.extend(names(&self.node.run_dir().join("cni")));
+        left.extend(names(&self.node.run_dir().join("w")));
+        left.extend(names(&self.node.state_dir().join("w")));
+        let status = self.node.status()?;
+        let workloads = status["workloads"].as_array().cloned().unwrap_or_default();
+        left.extend(workloads.iter().map(Value::to_string));
+        Ok(left)
+    }
+
+    /// What the plugins before ours keep of pods, and the runtime of their networks.
+    fn left_of_network(&self) -> anyhow::Result<Vec<String>> {
         // Of the machine's own rules only those that bridge and portmap share between pods may stay.
         let rules = mesh::run(&mut self.machine.command(Path::new("iptables-save")), "")?
             + &mesh::run(&mut self.machine.command(Path::new("ip6tables-save")), "")?;
         let own =
             |rule: &&str| rule.starts_with("-A") && (rule.contains("10.244.") || rule.contains("fd10:244:"));
-        left.extend(rules.lines().filter(own).map(str::to_owned));
-        let names = |dir: &Path| -> Vec<String> {
-            let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-            entries.map(|entry| entry.path().display().to_string()).collect()
-        };
-        left.extend(names(&self.machine.file(Path::new("/run/netns"))));
+        let mut left: Vec<String> = rules.lines().filter(own).map(str::to_owned).collect();
         left.extend(names(&self.machine.file(Path::new("/var/lib/cni/results"))));
         for network in [PODS_NETWORK, PLAIN_NETWORK] {
             let reserved = names(&self.machine.file(&Path::new("/var/lib/cni/networks").join(network)));
@@ -164,11 +181,11 @@ impl<R: Runtime> Ground<R> {
                     .filter(|name| !name.contains("last_reserved") && !name.ends_with("lock")),
             );
         }
-        left.extend(names(&self.node.run_dir().join("w")));
-        left.extend(names(&self.node.state_dir().join("w")));
-        let status = self.node.status()?;
-        let workloads = status["workloads"].as_array().cloned().unwrap_or_default();
-        left.extend(workloads.iter().map(Value::to_string));
         Ok(left)
     }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path().display().to_string()).collect()
 }

@@ -96,6 +96,21 @@ impl Runtime for Podman {
         mesh::run(self.command(machine).args(removal), "").map(drop)
     }
 
+    fn discard(&self, machine: &Machine, spec: &PodSpec) -> anyhow::Result<()> {
+        let removal = ["rm", "--force", "--ignore", "--time", "0", &spec.name];
+        mesh::run(self.command(machine).args(removal), "").map(drop)
+    }
+
+    fn known(&self, machine: &Machine) -> anyhow::Result<Vec<String>> {
+        let list = mesh::run(self.command(machine).args(["ps", "--all", "--format", "{{.Names}}"]), "")?;
+        Ok(list.lines().map(str::to_owned).collect())
+    }
+
+    fn repeats_del(&self) -> bool {
+        // `rm --force` says that the network couldn't be torn down, and forgets the container.
+        false
+    }
+
     fn service(&self, pod: &str) -> String {
         pod.to_owned()
     }

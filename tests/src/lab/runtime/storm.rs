@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::containerd::Containerd;
 use super::ground::Ground;
-use super::{Pod, PodSpec, Runtime as _, cri};
+use super::network::{self, Networks};
+use super::{Pod, PodSpec, Runtime};
+use crate::lab::Lab;
 use crate::lab::daemon::{Daemon, kill_pid};
 use crate::lab::machine::Machine;
 use crate::lab::net;
@@ -20,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// through in between.
 const PAUSE: u64 = 2000;
 const AWAY: u64 = 500;
+
+/// Begins the names of meshed pods.
+const MESHED: &str = "m";
 
 /// How much of it.
 #[derive(Debug, Clone, Copy)]
@@ -54,20 +58,39 @@ pub struct Sum {
 }
 
 impl Storm {
-    /// The names of its meshed pods' workloads.
-    pub fn services(&self) -> Vec<String> {
-        (0..self.meshed).map(|number| format!("m{number}-{}", super::network::MESHED)).collect()
+    /// The names of its meshed pods.
+    pub fn names(&self) -> impl Iterator<Item = String> + use<> {
+        (0..self.meshed).map(|number| format!("{MESHED}{number}"))
     }
 
     fn specs(&self) -> Vec<PodSpec> {
-        let meshed = (0..self.meshed).map(|number| PodSpec::meshed(&format!("m{number}")));
+        let meshed = self.names().map(|name| PodSpec::meshed(&name));
         let plain = (self.meshed..self.pods).map(|number| PodSpec::plain(&format!("p{number}")));
         meshed.chain(plain).map(PodSpec::sandbox).collect()
     }
 
+    /// Sets up a machine with this runtime, whose node may run the storm's pods, and lets it pass over that.
+    pub fn on<R: Runtime>(
+        &self,
+        runtime: impl FnOnce(&Lab, &Machine, &Networks) -> anyhow::Result<R>,
+    ) -> anyhow::Result<(Ground<R>, Sum)> {
+        // A runtime that knows no namespaces calls a workload as its pod.
+        let services: Vec<String> =
+            self.names().flat_map(|name| [format!("{name}-{}", network::MESHED), name]).collect();
+        let services: Vec<&str> = services.iter().map(String::as_str).collect();
+        let mut ground = Ground::start(&services, runtime)?;
+        match self.pass(&mut ground) {
+            Ok(sum) => Ok((ground, sum)),
+            Err(error) => Err(match ground.lab.save_logs() {
+                Some(logs) => error.context(format!("the lab's logs: {}", logs.display())),
+                None => error,
+            }),
+        }
+    }
+
     /// Lets it pass over a machine. No meshed pod ever runs without its rules and its Envoy, no other pod fails, and
     /// afterwards nothing is left.
-    pub fn pass(&self, ground: &mut Ground<Containerd>) -> anyhow::Result<Sum> {
+    fn pass<R: Runtime>(&self, ground: &mut Ground<R>) -> anyhow::Result<Sum> {
         let started = Instant::now();
         let (machine, runtime) = (&ground.machine, &ground.runtime);
         let sum = Mutex::new(Sum::default());
@@ -90,8 +113,8 @@ impl Storm {
             killer.map_or(Ok(()), join)?;
             ended.into_iter().collect::<anyhow::Result<()>>()
         })?;
-        let left = runtime.sandboxes()?;
-        ensure!(left.is_empty(), "sandboxes of no pod: {left:?}");
+        let left = runtime.known(machine)?;
+        ensure!(left.is_empty(), "the runtime still knows {}", left.join(", "));
         let mut sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
         sum.took = started.elapsed();
         sum.plain.sort_unstable();
@@ -149,7 +172,7 @@ impl Storm {
 
 /// Whether a plugin is at work for a meshed pod. One that dies at work for another fails that pod, whoever wrote it.
 fn serves(pid: i32) -> bool {
-    let own = format!("K8S_POD_NAMESPACE={}", super::network::MESHED);
+    let own = format!("K8S_POD_NAME={MESHED}");
     let variables = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     String::from_utf8_lossy(&variables).contains(&own)
 }
@@ -159,16 +182,16 @@ fn join<T>(thread: std::thread::ScopedJoinHandle<'_, anyhow::Result<T>>) -> anyh
 }
 
 /// What the lives of pods share.
-struct Life<'a> {
+struct Life<'a, R> {
     machine: &'a Machine,
-    runtime: &'a Containerd,
+    runtime: &'a R,
     sum: &'a Mutex<Sum>,
     /// How many rules a meshed pod has; 0 until the first one is there.
     rules: &'a AtomicUsize,
     all_there: &'a Barrier,
 }
 
-impl Life<'_> {
+impl<R: Runtime> Life<'_, R> {
     fn lead(&self, mut spec: PodSpec, lives: usize) -> anyhow::Result<()> {
         for _ in 0..lives {
             let begin = Instant::now();
@@ -210,18 +233,11 @@ impl Life<'_> {
         Ok(())
     }
 
-    /// Removes what containerd keeps of a failed try whose plugin died at DEL as well: kubelet has one sandbox of a pod
-    /// at a time.
+    /// Removes what the runtime keeps of a failed try: of a pod there is one at a time.
     fn collect(&self, spec: &PodSpec) -> anyhow::Result<()> {
         let begin = Instant::now();
-        let of_this = |sandbox: &cri::PodSandbox| {
-            let metadata = sandbox.metadata.as_ref();
-            metadata.is_some_and(|found| (&found.name, &found.namespace) == (&spec.name, &spec.namespace))
-        };
-        for sandbox in self.runtime.sandboxes()?.into_iter().filter(of_this) {
-            while let Err(error) = self.runtime.remove_sandbox(&sandbox.id) {
-                self.try_again(spec, "go", begin, &error)?;
-            }
+        while let Err(error) = self.runtime.discard(self.machine, spec) {
+            self.try_again(spec, "go", begin, &error)?;
         }
         Ok(())
     }
