@@ -3,6 +3,7 @@
 pub mod agent;
 mod inotify;
 pub mod launcher;
+pub mod notify;
 pub mod relay;
 pub mod shim;
 pub mod systemd;

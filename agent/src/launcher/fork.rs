@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use nix::sys::signal::Signal;
-use sha2::{Digest, Sha256};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -27,6 +26,7 @@ use super::{Found, LaunchError, Launcher, Origin, ShimSpec, ShimState, is_id};
 use crate::relay::{Admit, children_of};
 use crate::shim::backoff::Backoff;
 use crate::shim::client::ShimClient;
+use crate::shim::envoy::base_id;
 
 /// How long a shim may take until its control socket answers.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -400,10 +400,4 @@ impl Keeper {
             .and_then(|line| line.pointer("/fields/message")?.as_str().map(str::to_owned));
         format!("its last words in {}: {}", path.display(), message.as_deref().unwrap_or(last))
     }
-}
-
-/// Tells Envoys on one host apart, by their directory. Envoy multiplies it by ten within 32 bits.
-fn base_id(dir: &Path) -> u32 {
-    let digest = Sha256::digest(dir.as_os_str().as_encoded_bytes());
-    u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]) & 0x0fff_ffff
 }

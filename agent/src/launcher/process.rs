@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 use crate::shim::peer::effective_uid;
-use crate::shim::process::start_time;
+use crate::shim::process::{pidfd_open, start_time};
 
 /// A running process, not necessarily a child.
 #[derive(Debug)]
@@ -132,21 +132,6 @@ impl Process {
 fn names(cmdline: &[u8], dir: &Path) -> bool {
     let arguments: Vec<&[u8]> = cmdline.split(|byte| *byte == 0).collect();
     arguments.windows(2).any(|pair| pair == [b"--dir".as_slice(), dir.as_os_str().as_encoded_bytes()])
-}
-
-#[expect(unsafe_code, reason = "neither std nor nix wraps pidfd_open")]
-fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes two numbers; the descriptor it returns is new (and close-on-exec), so we own it.
-    let opened =
-        Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).map_err(
-            |error| match error {
-                Errno::ESRCH => io::Error::new(io::ErrorKind::NotFound, error),
-                error => error.into(),
-            },
-        )?;
-    let fd = i32::try_from(opened).map_err(io::Error::other)?;
-    // SAFETY: as above.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]

@@ -17,6 +17,11 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
+    /// After that many ends in a row.
+    pub(crate) fn after(failures: u32) -> Self {
+        Self { failures }
+    }
+
     /// How many ends there were in a row.
     pub(crate) fn failures(&self) -> u32 {
         self.failures

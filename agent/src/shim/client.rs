@@ -9,12 +9,16 @@ use std::collections::VecDeque;
 
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use super::lines::{Receiver, send};
 use super::peer;
 use super::protocol::{CONTROL_SOCKET, EnvoyStatus, Event, Message, Reply, Request, Settings, Status};
+
+/// How often more, and after which time, a connection is tried that ended without a greeting.
+const ATTEMPTS: u32 = 5;
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// Why a shim could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +100,17 @@ pub struct Peer {
 impl ShimClient {
     /// Connects to the shim whose directory this is, and waits for its greeting.
     pub async fn connect(dir: &Path) -> Result<Self, ClientError> {
+        for _ in 0..ATTEMPTS {
+            match Self::attempt(dir).await {
+                // It may be replacing itself at this very moment.
+                Err(ClientError::Lost { .. }) => sleep(AGAIN).await,
+                done => return done,
+            }
+        }
+        Self::attempt(dir).await
+    }
+
+    async fn attempt(dir: &Path) -> Result<Self, ClientError> {
         let path = dir.join(CONTROL_SOCKET);
         let failed = |source| ClientError::Connect { path: path.clone(), source };
         let stream = peer::connect(&path).await.map_err(failed)?;
@@ -111,7 +126,9 @@ impl ShimClient {
             .ok_or_else(|| lost("it closed without a greeting".into()))?;
         let hello = match serde_json::from_slice(&line) {
             Ok(Message::Hello(hello)) => *hello,
-            Ok(Message::Reply(Reply { error: Some(reason), .. })) => return Err(lost(reason)),
+            Ok(Message::Reply(Reply { error: Some(reason), .. })) => {
+                return Err(ClientError::Refused { request: "the connection", reason });
+            }
             _ => return Err(lost(format!("its greeting is none: {}", String::from_utf8_lossy(&line)))),
         };
         let (state, envoy) = watch::channel(hello.envoy.clone());
@@ -270,6 +287,14 @@ async fn exchange(
                         let Some((with_fd, answer)) = waiting.pop_front() else {
                             break "it answered what nobody asked".to_owned();
                         };
+                        if let Some(status) = &reply.status {
+                            // The event says the same, later.
+                            envoy.send_if_modified(|known| {
+                                let news = *known != status.envoy;
+                                known.clone_from(&status.envoy);
+                                news
+                            });
+                        }
                         let fd = if with_fd && reply.ok { receiver.descriptor() } else { None };
                         // Whoever asked may have given up.
                         let _ = answer.send(Ok((reply, fd)));

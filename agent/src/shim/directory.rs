@@ -2,14 +2,15 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, lchown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Uid;
 
-use super::protocol::{ADMIN_SOCKET, BOOTSTRAP_FILE, CONTROL_SOCKET, DNS_FILE, XDS_SOCKET};
+use super::handover::Passed;
+use super::protocol::{ADMIN_SOCKET, BOOTSTRAP_FILE, CONTROL_SOCKET, DNS_FILE, PRIVATE_DIR, XDS_SOCKET};
 
 /// What fits into a `sockaddr_un`, with its terminating zero.
 const MAX_SOCKET_PATH: usize = 107;
@@ -24,6 +25,25 @@ pub struct DirectoryError {
     source: io::Error,
 }
 
+/// Who may pass through a shim's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Its user and root. The agent is root.
+    Closed,
+    /// Everybody may knock at `control.sock`; the rest is in a directory of its own. The agent is not root.
+    Unit,
+}
+
+impl Layout {
+    /// Where everything but `control.sock` is.
+    pub fn private(self, dir: &Path) -> PathBuf {
+        match self {
+            Self::Closed => dir.to_owned(),
+            Self::Unit => dir.join(PRIVATE_DIR),
+        }
+    }
+}
+
 /// What was bound in the directory.
 #[derive(Debug)]
 pub struct Directory {
@@ -36,14 +56,23 @@ pub struct Directory {
 }
 
 impl Directory {
+    /// What an earlier program of this process had bound.
+    pub(super) fn take_over(control: Passed, xds: Passed, lock: Passed) -> io::Result<Self> {
+        // The lock came along with the descriptor, so this waits for nobody.
+        let lock = Flock::lock(File::from(lock.claim()?), FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, error)| io::Error::from(error))?;
+        Ok(Self { control: control.claim()?.into(), xds: xds.claim()?.into(), lock })
+    }
+
     /// Takes the directory over, as root (then it is handed to `uid`:`gid`) or as that user itself.
-    pub fn prepare(dir: &Path, uid: u32, gid: u32) -> Result<Self, DirectoryError> {
+    pub fn prepare(dir: &Path, layout: Layout, uid: u32, gid: u32) -> Result<Self, DirectoryError> {
         let root = Uid::effective().is_root();
         let failed = |step: &str| {
             let step = step.to_owned();
             |source| DirectoryError { path: dir.to_owned(), step, source }
         };
-        let longest = dir.as_os_str().len() + 1 + CONTROL_SOCKET.len();
+        let private = layout.private(dir);
+        let longest = private.as_os_str().len() + 1 + ADMIN_SOCKET.len().max(CONTROL_SOCKET.len());
         if longest > MAX_SOCKET_PATH {
             let source = io::Error::other(format!(
                 "{longest} bytes, at most {MAX_SOCKET_PATH}; use a shorter run directory"
@@ -65,19 +94,32 @@ impl Directory {
             // Ours alone while root works in it: the sidecar's user must not be able to swap a name under our hands.
             chown(dir, Some(0), Some(0)).map_err(failed("own it"))?;
         }
-        fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed("close it to others"))?;
-
-        for name in [CONTROL_SOCKET, XDS_SOCKET, ADMIN_SOCKET] {
-            remove(&dir.join(name)).map_err(failed(&format!("remove the old {name}")))?;
+        let (mode, knock) = match layout {
+            Layout::Closed => (0o700, 0o600),
+            Layout::Unit => (0o711, 0o666),
+        };
+        fs::set_permissions(dir, Permissions::from_mode(mode)).map_err(failed("set who may enter"))?;
+        if private != dir {
+            match fs::DirBuilder::new().mode(0o700).create(&private) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made.map_err(failed("make its private directory"))?,
+            }
+            fs::set_permissions(&private, Permissions::from_mode(0o700))
+                .map_err(failed("close its private directory"))?;
         }
-        let bind = |name: &str| {
-            let listener = UnixListener::bind(dir.join(name))?;
-            fs::set_permissions(dir.join(name), Permissions::from_mode(0o600))?;
+
+        let old = [dir.join(CONTROL_SOCKET), private.join(XDS_SOCKET), private.join(ADMIN_SOCKET)];
+        for path in old {
+            remove(&path).map_err(failed(&format!("remove the old {}", path.display())))?;
+        }
+        let bind = |path: PathBuf, mode| {
+            let listener = UnixListener::bind(&path)?;
+            fs::set_permissions(&path, Permissions::from_mode(mode))?;
             listener.set_nonblocking(true)?;
             Ok(listener)
         };
-        let control = bind(CONTROL_SOCKET).map_err(failed("bind control.sock"))?;
-        let xds = bind(XDS_SOCKET).map_err(failed("bind xds.sock"))?;
+        let control = bind(dir.join(CONTROL_SOCKET), knock).map_err(failed("bind control.sock"))?;
+        let xds = bind(private.join(XDS_SOCKET), 0o600).map_err(failed("bind xds.sock"))?;
         if root {
             for name in [XDS_SOCKET, BOOTSTRAP_FILE, DNS_FILE] {
                 hand_over(&dir.join(name), uid, gid).map_err(failed(&format!("hand {name} to uid {uid}")))?;
@@ -116,21 +158,33 @@ mod tests {
     fn a_directory_has_one_shim() {
         let dir = tempfile::tempdir().unwrap();
         let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
-        let first = Directory::prepare(dir.path(), uid, gid).unwrap();
-        let second = Directory::prepare(dir.path(), uid, gid).unwrap_err();
+        let first = Directory::prepare(dir.path(), Layout::Closed, uid, gid).unwrap();
+        let second = Directory::prepare(dir.path(), Layout::Closed, uid, gid).unwrap_err();
         assert!(second.to_string().contains("another shim runs there"), "{second}");
         drop(first);
-        Directory::prepare(dir.path(), uid, gid).unwrap();
+        Directory::prepare(dir.path(), Layout::Closed, uid, gid).unwrap();
         assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn in_a_unit_everybody_may_knock_and_nobody_may_enter() {
+        let dir = tempfile::tempdir().unwrap();
+        let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
+        for _ in 0..2 {
+            Directory::prepare(dir.path(), Layout::Unit, uid, gid).unwrap();
+            let mode = |path: &str| fs::metadata(dir.path().join(path)).unwrap().permissions().mode() & 0o777;
+            assert_eq!((mode(""), mode("control.sock")), (0o711, 0o666));
+            assert_eq!((mode("private"), mode("private/xds.sock")), (0o700, 0o600));
+        }
     }
 
     #[test]
     fn says_what_is_wrong_with_a_directory() {
         let dir = tempfile::tempdir().unwrap();
-        let missing = Directory::prepare(&dir.path().join("no"), 1, 1).unwrap_err();
+        let missing = Directory::prepare(&dir.path().join("no"), Layout::Closed, 1, 1).unwrap_err();
         assert!(missing.to_string().contains("cannot use it as the shim's directory"), "{missing}");
         let long = dir.path().join("x".repeat(100));
-        let error = Directory::prepare(&long, 1, 1).unwrap_err();
+        let error = Directory::prepare(&long, Layout::Closed, 1, 1).unwrap_err();
         assert!(error.to_string().contains("too long"), "{error}");
     }
 }

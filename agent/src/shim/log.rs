@@ -1,4 +1,6 @@
-//! The shim's log: text for a terminal, JSON lines for journald, a pipe or a file.
+//! The shim's log: fields for journald, text for a terminal, JSON lines for a pipe or a file.
+
+mod journal;
 
 use std::io::{self, IsTerminal, Stderr, Write};
 use std::sync::Arc;
@@ -19,14 +21,21 @@ const MAX_FILE: u64 = 8 * 1024 * 1024;
 /// Changes the level of the log.
 pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
-/// Starts logging to stderr.
+/// Starts logging: to journald where that reads our stderr, to stderr otherwise.
 pub fn init(level: &str) -> Result<SetLogLevel, String> {
     let (filter, handle) = reload::Layer::new(parse(level)?);
-    let lines = fmt::layer().with_writer(Capped::new());
-    let lines =
-        if io::stderr().is_terminal() { lines.boxed() } else { lines.json().with_span_list(false).boxed() };
+    let lines = match journal::Journal::of_stderr() {
+        Some(journal) => journal.boxed(),
+        None if io::stderr().is_terminal() => fmt::layer().with_writer(Capped::new()).boxed(),
+        None => fmt::layer().with_writer(Capped::new()).json().with_span_list(false).boxed(),
+    };
     tracing_subscriber::registry().with(filter).with(lines).init();
     Ok(Arc::new(move |level| handle.reload(parse(level)?).map_err(|error| error.to_string())))
+}
+
+/// Whether there is such a level.
+pub fn check(level: &str) -> Result<(), String> {
+    parse(level).map(drop)
 }
 
 fn parse(level: &str) -> Result<LevelFilter, String> {

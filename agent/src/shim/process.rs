@@ -1,11 +1,25 @@
 //! Telling processes apart: a pid alone may have been reused.
 
 use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
 
 /// When the process started, in clock ticks after boot.
 pub fn start_time(pid: i32) -> io::Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     parse(&stat, 19).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood: {stat:?}")))
+}
+
+/// A descriptor that means this process and no later one of the same pid, and is readable once it has ended. An error
+/// of kind `NotFound` means it is gone.
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other(format!("{pid} is no pid")))?;
+    rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|error| match error {
+        Errno::SRCH => io::Error::new(io::ErrorKind::NotFound, error),
+        error => error.into(),
+    })
 }
 
 /// The parent of a process.

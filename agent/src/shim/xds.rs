@@ -6,6 +6,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,9 +28,11 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Serves Envoy from what the agent left on disk.
 pub trait Fallback: Send + Sync + Debug + 'static {
-    /// Accepts on `listener` until `stop`, and then closes every connection.
+    /// Serves what is in the last-good directory: accepts on `listener` until `stop`, and then closes every
+    /// connection.
     fn serve(
         &self,
+        last_good: &Path,
         listener: tokio::net::UnixListener,
         stop: CancellationToken,
     ) -> BoxFuture<'static, Result<(), Box<dyn std::error::Error + Send + Sync>>>;
@@ -81,14 +84,33 @@ impl Xds {
         let _ = self.holder.subscribe().wait_for(|current| *current != Some(holder)).await;
     }
 
+    /// Changes when the role does.
+    pub(super) fn roles(&self) -> watch::Receiver<Option<Holder>> {
+        self.holder.subscribe()
+    }
+
     pub(super) fn role(&self) -> XdsRole {
         if self.holder.borrow().is_some() { XdsRole::Agent } else { XdsRole::LastGood }
     }
 
-    /// Serves whenever no agent does. Never returns.
-    pub(super) async fn run(&self, fallback: Arc<dyn Fallback>) {
+    /// The listening socket.
+    pub(super) fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// Serves whenever no agent does, once it is known from where. Never returns.
+    pub(super) async fn run(
+        &self,
+        fallback: Arc<dyn Fallback>,
+        mut last_good: watch::Receiver<Option<PathBuf>>,
+    ) {
         let mut holder = self.holder.subscribe();
         loop {
+            // It ends with the shim.
+            let Ok(dir) = last_good.wait_for(Option::is_some).await.map(|dir| dir.clone()) else {
+                return std::future::pending().await;
+            };
+            let Some(dir) = dir else { continue };
             let _ = holder.wait_for(Option::is_none).await;
             if timeout(GRACE, holder.wait_for(Option::is_some)).await.is_ok() {
                 continue;
@@ -96,13 +118,13 @@ impl Xds {
             self.serving.send_replace(true);
             // Someone may have taken the role between the two lines above.
             if self.holder.borrow().is_none() {
-                self.serve(Arc::clone(&fallback)).await;
+                self.serve(Arc::clone(&fallback), dir).await;
             }
             self.serving.send_replace(false);
         }
     }
 
-    async fn serve(&self, fallback: Arc<dyn Fallback>) {
+    async fn serve(&self, fallback: Arc<dyn Fallback>, last_good: PathBuf) {
         let mut holder = self.holder.subscribe();
         let attached = async { drop(holder.wait_for(Option::is_some).await) };
         tokio::pin!(attached);
@@ -113,7 +135,7 @@ impl Xds {
             std::thread::Builder::new().name("last-good".into()).spawn(move || {
                 let _span = span.entered();
                 // The receiver lives as long as the shim.
-                let _ = ended.send(serve_on_this_thread(&*fallback, listener, &stop));
+                let _ = ended.send(serve_on_this_thread(&*fallback, &last_good, listener, &stop));
             })
         });
         let served = async {
@@ -144,6 +166,7 @@ impl Xds {
 /// keep a stream to us while the agent serves it.
 fn serve_on_this_thread(
     fallback: &dyn Fallback,
+    last_good: &Path,
     listener: UnixListener,
     stop: &CancellationToken,
 ) -> Result<(), String> {
@@ -158,7 +181,7 @@ fn serve_on_this_thread(
             sleep(CLOSING).await;
         };
         tokio::select! {
-            served = fallback.serve(listener, stop.clone()) => served.map_err(|error| error.to_string()),
+            served = fallback.serve(last_good, listener, stop.clone()) => served.map_err(|error| error.to_string()),
             () = late => Ok(()),
         }
     })

@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+mod lab;
+mod reexec;
 mod relay_envoy;
 mod shim;
+mod sidecar;
+mod transcript;
 mod transparent;
+mod unit;

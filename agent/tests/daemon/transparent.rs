@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use ursa_agent::launcher::{Launcher as _, ShimSpec};
 use ursa_agent::shim::client::ShimClient;
 
-use crate::shim::{Lab, UID, live, running, status_line};
+use crate::lab::{Lab, UID, live, running, status_line};
 
 /// The capability, as `/proc` writes it.
 const NET_RAW: &str = "0000000000002000";

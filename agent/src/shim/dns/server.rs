@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::Dns;
 use super::packet::{self, Outcome, Transport};
+use crate::shim::handover::{DnsSockets, Passed};
 
 /// Forwarded queries under way; more are answered with SERVFAIL at once.
 const MAX_FORWARDS: usize = 512;
@@ -25,10 +27,14 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
 /// Queries answered in a row before other tasks get their turn.
 const BATCH: usize = 64;
 
+/// How long forwarded queries may take to be answered when the sockets go to another program.
+const HAND_OVER: Duration = Duration::from_secs(1);
+
 /// Bound sockets. They are bound before privileges are dropped, though their port needs none: a port in use must
 /// stop the shim before Envoy starts.
 #[derive(Debug)]
 pub struct Sockets {
+    port: u16,
     udp: Vec<std::net::UdpSocket>,
     tcp: Vec<std::net::TcpListener>,
 }
@@ -36,7 +42,7 @@ pub struct Sockets {
 impl Sockets {
     /// Binds UDP and TCP on both loopback addresses. Without IPv6 in this namespace there is only one.
     pub fn bind(port: u16) -> io::Result<Self> {
-        let mut sockets = Self { udp: Vec::new(), tcp: Vec::new() };
+        let mut sockets = Self { port, udp: Vec::new(), tcp: Vec::new() };
         for address in
             [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))]
         {
@@ -61,7 +67,10 @@ impl Sockets {
                 Err(error) => {
                     return Err(io::Error::new(
                         error.kind(),
-                        format!("cannot bind {address} for DNS: {error}"),
+                        format!(
+                            "the name server cannot bind {address}: {error}; another shim or program may have that \
+                             port in this network namespace, or `lo` is down"
+                        ),
                     ));
                 }
             }
@@ -73,20 +82,110 @@ impl Sockets {
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.udp[0].local_addr()
     }
+
+    /// For another program in this process.
+    pub(in crate::shim) fn hand_over(&self) -> io::Result<DnsSockets> {
+        Ok(DnsSockets {
+            port: self.port,
+            udp: self.udp.iter().map(Passed::copy).collect::<io::Result<_>>()?,
+            tcp: self.tcp.iter().map(Passed::copy).collect::<io::Result<_>>()?,
+        })
+    }
+
+    /// Bound by an earlier program of this process.
+    pub(in crate::shim) fn take_over(from: DnsSockets) -> io::Result<Self> {
+        let claim =
+            |passed: Vec<Passed>| passed.into_iter().map(Passed::claim).collect::<io::Result<Vec<_>>>();
+        Ok(Self {
+            port: from.port,
+            udp: claim(from.udp)?.into_iter().map(Into::into).collect(),
+            tcp: claim(from.tcp)?.into_iter().map(Into::into).collect(),
+        })
+    }
 }
 
-/// Serves until dropped.
-pub async fn serve(dns: Arc<Dns>, sockets: Sockets) -> io::Result<()> {
+/// The name server on whatever port it has now.
+#[derive(Debug)]
+pub struct NameServer {
+    dns: Arc<Dns>,
+    sockets: watch::Sender<Option<Arc<Sockets>>>,
+    stop: CancellationToken,
+}
+
+impl NameServer {
+    /// One that answers on `sockets`, or nowhere yet.
+    pub fn new(dns: Arc<Dns>, sockets: Option<Sockets>) -> Self {
+        Self { dns, sockets: watch::Sender::new(sockets.map(Arc::new)), stop: CancellationToken::new() }
+    }
+
+    /// Moves it to a port. When that can't be had, nothing changes.
+    pub fn listen(&self, port: u16) -> io::Result<()> {
+        if self.sockets.borrow().as_ref().is_none_or(|sockets| sockets.port != port) {
+            self.sockets.send_replace(Some(Arc::new(Sockets::bind(port)?)));
+        }
+        Ok(())
+    }
+
+    /// The sockets that it answers on.
+    pub fn sockets(&self) -> Option<Arc<Sockets>> {
+        self.sockets.borrow().clone()
+    }
+
+    /// Makes [`run`](Self::run) return, once what is forwarded was answered. Later queries wait in the sockets.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Serves until stopped.
+    pub async fn run(&self) -> io::Result<()> {
+        let mut changes = self.sockets.subscribe();
+        loop {
+            let sockets = changes.borrow_and_update().clone();
+            let serving = async {
+                match &sockets {
+                    Some(sockets) => serve(&self.dns, sockets, &self.stop).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                served = serving => return served,
+                _ = changes.changed() => {}
+                () = self.stop.cancelled(), if sockets.is_none() => return Ok(()),
+            }
+        }
+    }
+}
+
+async fn serve(dns: &Arc<Dns>, sockets: &Sockets, stop: &CancellationToken) -> io::Result<()> {
     let forwards = Arc::new(Semaphore::new(MAX_FORWARDS));
     let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
     let mut tasks = JoinSet::new();
-    for socket in sockets.udp {
-        let socket = Arc::new(UdpSocket::from_std(socket)?);
-        tasks.spawn(datagrams(Arc::clone(&dns), socket, Arc::clone(&forwards)));
+    for socket in &sockets.udp {
+        let socket = Arc::new(UdpSocket::from_std(socket.try_clone()?)?);
+        let (dns, forwards, stop) = (Arc::clone(dns), Arc::clone(&forwards), stop.clone());
+        tasks.spawn(async move {
+            let mut forwarded = JoinSet::new();
+            tokio::select! {
+                served = datagrams(&dns, &socket, &forwards, &mut forwarded) => served?,
+                () = stop.cancelled() => {
+                    let answered = async { while forwarded.join_next().await.is_some() {} };
+                    // Who isn't answered by then asks again.
+                    let _ = timeout(HAND_OVER, answered).await;
+                }
+            }
+            Ok::<_, io::Error>(())
+        });
     }
-    for listener in sockets.tcp {
-        let listener = TcpListener::from_std(listener)?;
-        tasks.spawn(streams(Arc::clone(&dns), listener, Arc::clone(&clients), Arc::clone(&forwards)));
+    for listener in &sockets.tcp {
+        let listener = TcpListener::from_std(listener.try_clone()?)?;
+        let (dns, clients, forwards) = (Arc::clone(dns), Arc::clone(&clients), Arc::clone(&forwards));
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                served = streams(dns, listener, clients, forwards) => served,
+                () = stop.cancelled() => Ok(()),
+            }
+        });
     }
     while let Some(ended) = tasks.join_next().await {
         ended.map_err(io::Error::other)??;
@@ -94,10 +193,14 @@ pub async fn serve(dns: Arc<Dns>, sockets: Sockets) -> io::Result<()> {
     Ok(())
 }
 
-async fn datagrams(dns: Arc<Dns>, socket: Arc<UdpSocket>, forwards: Arc<Semaphore>) -> io::Result<()> {
+async fn datagrams(
+    dns: &Arc<Dns>,
+    socket: &Arc<UdpSocket>,
+    forwards: &Arc<Semaphore>,
+    forwarded: &mut JoinSet<()>,
+) -> io::Result<()> {
     let mut query = vec![0; 4096];
     let mut out = Vec::with_capacity(4096);
-    let mut forwarded = JoinSet::new();
     loop {
         socket.readable().await?;
         // Loading the table once per batch is enough: a batch takes microseconds.
@@ -121,9 +224,9 @@ async fn datagrams(dns: Arc<Dns>, socket: Arc<UdpSocket>, forwards: Arc<Semaphor
                     continue;
                 }
                 Outcome::Forward => {
-                    if let Ok(permit) = Arc::clone(&forwards).try_acquire_owned() {
+                    if let Ok(permit) = Arc::clone(forwards).try_acquire_owned() {
                         count(&dns.counters.forwarded);
-                        let (dns, socket, packet) = (Arc::clone(&dns), Arc::clone(&socket), packet.to_vec());
+                        let (dns, socket, packet) = (Arc::clone(dns), Arc::clone(socket), packet.to_vec());
                         forwarded.spawn(async move {
                             let response = forward(&dns, &packet, Transport::Udp).await;
                             drop(permit);
@@ -220,7 +323,7 @@ async fn client(dns: &Dns, stream: TcpStream, forwards: &Semaphore) -> io::Resul
 }
 
 async fn forward(dns: &Dns, query: &[u8], transport: Transport) -> Vec<u8> {
-    if let Some(response) = dns.upstreams.ask(query, transport).await {
+    if let Some(response) = dns.upstreams.load_full().ask(query, transport).await {
         return response;
     }
     let mut out = Vec::new();
@@ -234,16 +337,15 @@ fn count(counter: &std::sync::atomic::AtomicU64) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[tokio::test]
     async fn tcp_clients_are_limited_and_those_within_the_limit_are_served() {
         let sockets = Sockets::bind(0).unwrap();
         let address = sockets.tcp[0].local_addr().unwrap();
-        let dns = Dns::new(Path::new("/nonexistent"), Path::new("/nonexistent"));
-        let server = tokio::spawn(serve(Arc::clone(&dns), sockets));
+        let dns = Dns::new();
+        let server = NameServer::new(Arc::clone(&dns), Some(sockets));
+        let server = tokio::spawn(async move { server.run().await });
         let query = b"\0\x1c\0\x07\x01\0\0\x01\0\0\0\0\0\0\x04mesh\x05local\0\0\x01\0\x01";
         let mut clients = Vec::new();
         for _ in 0..MAX_CLIENTS {

@@ -19,7 +19,8 @@ const LAST_LOOK: Duration = Duration::from_millis(200);
 const LOOK_PART: u32 = 16;
 const MAX_BODY: u64 = 256 * 1024;
 
-/// Returns Envoy's version once `/ready` says LIVE. `waiting` hears what it says before. An error means that the
+/// Returns Envoy's version once `/ready` says LIVE and, if it has any to fetch, it has got a first configuration: it
+/// also becomes live when it has waited for one in vain. `waiting` hears what it says before. An error means that the
 /// interface did not even open, or stopped answering, for `patience`.
 pub(super) async fn until_live(
     socket: &Path,
@@ -30,6 +31,10 @@ pub(super) async fn until_live(
     let mut answered = begun;
     loop {
         match request(socket, "GET", "/ready").await {
+            Ok((200, _)) if !is_configured(socket).await => {
+                answered = Instant::now();
+                waiting("its first configuration, which nobody has sent yet");
+            }
             Ok((200, _)) => {
                 #[derive(Deserialize)]
                 struct ServerInfo {
@@ -73,6 +78,33 @@ pub(super) async fn connections(socket: &Path) -> io::Result<Option<u64>> {
         .and_then(|n| n.trim().parse().ok()))
 }
 
+/// How many connections the inbound listeners hold: those with `inbound` in their names, as all of ours have.
+pub(super) async fn inbound_connections(socket: &Path) -> io::Result<u64> {
+    let path = "/stats?filter=^listener\\..*inbound.*\\.downstream_cx_active$";
+    let (_, body) = request(socket, "GET", path).await?;
+    Ok(sum(&String::from_utf8_lossy(&body)))
+}
+
+/// Adds up statistics, leaving out those of single worker threads.
+fn sum(stats: &str) -> u64 {
+    stats
+        .lines()
+        .filter(|line| !line.contains(".worker_"))
+        .filter_map(|line| line.rsplit_once(':')?.1.trim().parse::<u64>().ok())
+        .sum()
+}
+
+/// Whether listeners have come, or none are to be fetched.
+async fn is_configured(socket: &Path) -> bool {
+    match request(socket, "GET", "/stats?filter=^listener_manager\\.lds\\.update_success$").await {
+        Ok((200, body)) => {
+            let body = String::from_utf8_lossy(&body);
+            body.trim().rsplit_once(':').is_none_or(|(_, count)| count.trim() != "0")
+        }
+        _ => true,
+    }
+}
+
 async fn request(socket: &Path, method: &str, path: &str) -> io::Result<(u16, Vec<u8>)> {
     let exchange = async {
         let mut stream = UnixStream::connect(socket).await?;
@@ -114,6 +146,15 @@ fn unchunk(mut rest: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn adds_up_each_listener_once() {
+        let stats = "listener.self_inbound_dp_8080.downstream_cx_active: 2\n\
+                     listener.self_inbound_dp_8080.worker_0.downstream_cx_active: 2\n\
+                     listener.[__1]_inbound_9.downstream_cx_active: 1\n";
+        assert_eq!(sum(stats), 3);
+        assert_eq!(sum(""), 0);
+    }
 
     #[test]
     fn reads_both_kinds_of_body() {
