@@ -31,9 +31,10 @@ man: build
 
 # .deb and .rpm of everything. PROFILE=debug packs what the tests run; VERSION=… is for trying upgrades.
 PROFILE ?= dist
+PACKED := ursa-cli ursa-control ursa-agent ursa-init ursa-cni
 packages: envoy
 	@scripts/need-tools.sh packages
-	cargo build --profile $(if $(filter debug,$(PROFILE)),dev,$(PROFILE)) --workspace --bins
+	cargo build $(if $(filter debug,$(PROFILE)),--workspace,--profile $(PROFILE) $(PACKED:%=--package %)) --bins
 	@rm -rf $(TARGET)/packages/doc && scripts/man.sh $(TARGET)/$(PROFILE) $(TARGET)/packages/doc
 	@packaging/build.py --bin $(TARGET)/$(PROFILE) --envoy $(URSA_ENVOY) --doc $(TARGET)/packages/doc --out $(TARGET)/packages \
 	  $(if $(VERSION),--version $(VERSION)) $(if $(filter debug,$(PROFILE)),--fast)

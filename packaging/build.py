@@ -324,8 +324,8 @@ def main():
     options.version = options.version or source
     pinned = (ROOT / "scripts/envoy-requirements.txt").read_text()
     options.envoy_version = pinned.split("==")[1].split()[0]
-    default = run(["git", "log", "-1", "--format=%ct"], cwd=ROOT) if not os.environ.get("SOURCE_DATE_EPOCH") else ""
-    options.epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or default)
+    # Outside a repository, say SOURCE_DATE_EPOCH.
+    options.epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or run(["git", "log", "-1", "--format=%ct"], cwd=ROOT))
     os.environ["SOURCE_DATE_EPOCH"] = str(options.epoch)
     os.environ["LC_ALL"] = "C.UTF-8"
     os.umask(0o022)

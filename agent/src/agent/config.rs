@@ -301,8 +301,9 @@ mod tests {
         let text = include_str!("../../../packaging/etc/agent.yaml");
         assert_eq!(load(text, &[]).unwrap(), AgentConfig::default(), "it sets nothing");
         // A remark has one space behind its #, a key none, or as many as its section's depth asks for.
-        let is_key =
-            |line: &&str| line.starts_with('#') && !(line.starts_with("# ") && !line.starts_with("#  "));
+        let is_key = |line: &&str| {
+            line.strip_prefix('#').is_some_and(|rest| !rest.starts_with(' ') || rest.starts_with("  "))
+        };
         let set: Vec<_> = text.lines().filter(is_key).map(|line| &line[1..]).collect();
         let value: serde_json::Value = ursa_model::yaml::from_str(&set.join("\n")).unwrap();
         for (section, found) in [("", &value), ("cni", &value["cni"])] {

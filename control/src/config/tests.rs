@@ -155,7 +155,9 @@ fn the_packaged_file_names_every_key_with_its_default() {
         "it sets nothing"
     );
     // A remark has one space behind its #, a key none, or as many as its section's depth asks for.
-    let is_key = |line: &&str| line.starts_with('#') && !(line.starts_with("# ") && !line.starts_with("#  "));
+    let is_key = |line: &&str| {
+        line.strip_prefix('#').is_some_and(|rest| !rest.starts_with(' ') || rest.starts_with("  "))
+    };
     let keys: Vec<_> = text.lines().filter(is_key).map(|line| &line[1..]).collect();
     let value: serde_json::Value = ursa_model::yaml::from_str(&keys.join("\n")).unwrap();
     pretty_same(&value, &overlay::defaults(), "");
