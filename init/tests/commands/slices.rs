@@ -93,7 +93,7 @@ fn watch_has_the_slices_started_before_the_rules_are_loaded() {
     // A document that names another one; the one that is there isn't asked for again.
     write(&[workload("web", 1510), workload("shop", 1520)]);
     kill(pid, Signal::SIGHUP).unwrap();
-    assert_eq!(lines.next().unwrap(), "ursa-init: read again; the redirect is in place");
+    assert_eq!(lines.next().unwrap(), "ursa-init: read again; the redirect is in place and watched");
     assert_eq!(
         asked().lines().last().unwrap(),
         format!("start --no-ask-password -- {}-shop.slice", Cgroups::name())
@@ -104,7 +104,7 @@ fn watch_has_the_slices_started_before_the_rules_are_loaded() {
     kill(pid, Signal::SIGHUP).unwrap();
     let line = lines.next().unwrap();
     assert!(line.contains("-bad.slice` failed") && line.contains("no such unit"), "{line}");
-    assert_eq!(lines.next().unwrap(), "ursa-init: read again; the redirect is in place");
+    assert_eq!(lines.next().unwrap(), "ursa-init: read again; the redirect is in place and watched");
     assert!(lines.next().unwrap().contains("doesn't exist"));
     // And where systemd would never make it.
     write(&[workload("web", 1510).replace("sd", "sd/x")]);
