@@ -285,6 +285,7 @@ fn choose(
                     mark: 0,
                     connection_mark: 0,
                     invalid: false,
+                    reused: false,
                     destination_is_local: way.local,
                 };
                 if decide(plan, &packet).verdict == Verdict::Redirected(port) {
@@ -417,6 +418,7 @@ fn arriving(plan: &Plan, subject: &Subject<'_>, family: Family, in_place: Rules<
             mark: 0,
             connection_mark: 0,
             invalid: false,
+            reused: false,
             destination_is_local: true,
         };
         if decide(plan, &packet).verdict != wanted {

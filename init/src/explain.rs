@@ -167,7 +167,9 @@ fn setting(step: &Step, point: HookPoint) -> Option<&'static str> {
         ) => "proxyUids, proxyGids, proxyMark (--proxy-uid, …)",
         ("probes of the kubelet", _) => "inbound.probes (--probe-sources, --probe-ports)",
         ("opened connections", _) => "outbound.enabled, outbound.port (--outbound, --outbound-port)",
-        ("arriving connections", _) => "inbound.enabled, inbound.port (--inbound, --inbound-port)",
+        ("arriving connections" | "a client's port used again would pass unredirected", _) => {
+            "inbound.enabled, inbound.port (--inbound, --inbound-port)"
+        }
         ("lookups go to the shim", _) => "dns (--dns, --dns-port)",
         ("mesh addresses" | "closed by guard_out", _) => "vipRanges (--vip-ranges)",
         (reason, _) if reason.starts_with("a mesh address ") => "vipRanges (--vip-ranges)",

@@ -211,6 +211,9 @@ pub enum Match {
     Syn,
     /// Any other packet of TCP than [`Syn`](Self::Syn); the rule must match TCP too.
     NotSyn,
+    /// Connection tracking has known the packet's connection since an earlier packet, and its destination was never
+    /// rewritten. No chain that rewrites destinations sees it.
+    Untranslated,
 }
 
 /// What a rule does with a packet that matches.
@@ -269,6 +272,7 @@ impl fmt::Display for Match {
             Self::InvalidConnection => f.write_str("ct state invalid"),
             Self::Syn => f.write_str("tcp flags & (syn | ack) == syn"),
             Self::NotSyn => f.write_str("tcp flags & (syn | ack) != syn"),
+            Self::Untranslated => f.write_str("ct status & (confirmed | dnat) == confirmed"),
         }
     }
 }

@@ -81,7 +81,7 @@ prop_compose! {
             source, destination, source_port, destination_port,
             interface: if on_lo { "lo".to_owned() } else { "eth0".to_owned() },
             owner: output.then_some(Owner { uid, gid: uid }),
-            mark: 0, connection_mark: 0, invalid: false, cgroup: None,
+            mark: 0, connection_mark: 0, invalid: false, reused: false, cgroup: None,
             destination_is_local: local,
         }
     }
@@ -131,6 +131,19 @@ proptest! {
         // What stays in the namespace stays direct for applications, unless it is a mesh address.
         if output && packet.interface == "lo" && !proxy && !mesh && packet.destination_port != 53 {
             prop_assert_eq!(verdict, Verdict::Passes);
+        }
+    }
+
+    #[test]
+    fn a_port_used_again_passes_no_rule_that_redirects(intent in intent(), packet in packet()) {
+        let plan = Plan::compile(&intent).unwrap();
+        let interface = "eth0".to_owned();
+        let packet = Packet { point: HookPoint::Prerouting, interface, owner: None, ..packet };
+        let first = decide(&plan, &packet).verdict;
+        let again = decide(&plan, &Packet { reused: true, ..packet }).verdict;
+        match first {
+            Verdict::Redirected(_) => prop_assert_eq!(again, Verdict::Refused),
+            other => prop_assert_eq!(again, other),
         }
     }
 

@@ -199,6 +199,7 @@ fn packet(
         mark: sender.mark,
         connection_mark: 0,
         invalid: false,
+        reused: false,
         destination_is_local: known.is_some_and(|way| way.local),
     })
 }

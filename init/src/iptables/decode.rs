@@ -153,6 +153,8 @@ fn rule(text: &str) -> Option<Rule> {
                 "--save-mark" | "--on-ip" | "--tproxy-mark" | "--nfmask" | "--ctmask" | "--reject-with",
                 false,
             ) => {}
+            // The other half of what `--ctstatus` says.
+            ("--ctstate", true) if value == "DNAT" => {}
             (option, not) => matches.push(one(option, not, &value, &module)?),
         }
     }
@@ -202,6 +204,7 @@ fn one(option: &str, not: bool, value: &str, module: &str) -> Option<Match> {
         ("--dport", false) => Match::DestinationPort(ports(value)?),
         ("--dst-type", false) if value == "LOCAL" => Match::DestinationIsLocal,
         ("--ctstate", false) if value == "INVALID" => Match::InvalidConnection,
+        ("--ctstatus", false) if value == "CONFIRMED" => Match::Untranslated,
         ("--tcp-flags", _) if value == "SYN,ACK SYN" => {
             if not {
                 Match::NotSyn

@@ -29,6 +29,7 @@ pub(super) struct Matching {
     destination_port: Option<Ports>,
     local: bool,
     invalid: bool,
+    untranslated: bool,
     /// Whether the packet asks for a connection; `None` where that doesn't matter.
     syn: Option<bool>,
     /// `(option, negated, value)` of the owner match; may stand several times.
@@ -120,6 +121,10 @@ impl Matching {
                 self.invalid = true;
                 Some(())
             }
+            Match::Untranslated => {
+                self.untranslated = true;
+                Some(())
+            }
             Match::Syn => narrow(&mut self.syn, &true, same),
             Match::NotSyn => narrow(&mut self.syn, &false, same),
             Match::Uid(ids) => self.owner("--uid-owner", *ids),
@@ -192,9 +197,11 @@ impl Matching {
         if let Some(syn) = self.syn {
             put(if syn { "--tcp-flags" } else { "! --tcp-flags" }, &"SYN,ACK SYN");
         }
-        for (wanted, option) in
-            [(self.local, "addrtype --dst-type LOCAL"), (self.invalid, "conntrack --ctstate INVALID")]
-        {
+        for (wanted, option) in [
+            (self.local, "addrtype --dst-type LOCAL"),
+            (self.invalid, "conntrack --ctstate INVALID"),
+            (self.untranslated, "conntrack ! --ctstate DNAT --ctstatus CONFIRMED"),
+        ] {
             if wanted {
                 put("-m", &option);
             }

@@ -115,6 +115,10 @@ fn a_rule_means_the_same_however_it_is_printed() {
     differ("! -p tcp -j DROP", "-p tcp -j DROP");
     differ("-m tcp ! --tcp-flags SYN,ACK SYN -m socket -j DROP", "-m tcp ! --tcp-flags SYN,ACK SYN -j DROP");
     differ("-m tcp --tcp-flags SYN,ACK SYN -j DROP", "-m tcp ! --tcp-flags SYN,ACK SYN -j DROP");
+    differ(
+        "-m conntrack ! --ctstate DNAT --ctstatus CONFIRMED -j DROP",
+        "-m conntrack --ctstate DNAT --ctstatus CONFIRMED -j DROP",
+    );
     differ("-m tcp --tcp-flags SYN,ACK SYN -j DROP", "-m tcp --tcp-flags SYN,ACK SYN,ACK -j DROP");
     differ("-m comment --comment a -j DROP", "-m comment --comment b -j DROP");
     differ("-g URSA_X", "-j URSA_X");
@@ -181,7 +185,7 @@ fn the_same_chain_serves_both_hooks_and_names_fit() {
     for family in [Family::V4, Family::V6] {
         let tables = compile::tables(&plan, family, &Cgroups::default()).unwrap();
         let names: Vec<_> = tables.iter().map(|(table, _)| *table).collect();
-        assert_eq!(names, [Table::Raw, Table::Filter, Table::Nat]);
+        assert_eq!(names, [Table::Raw, Table::Mangle, Table::Filter, Table::Nat]);
         for (_, rules) in &tables {
             assert!(rules.chains.iter().all(|(name, _)| name.len() <= 28));
             let targets =

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use super::expr::{
-    self, Base, CT_STATE_INVALID, Cmp, CtKey, Expr, MetaKey, SYN, SYN_ACK, TCP_FLAGS, Verdict,
+    self, Base, CT_CONFIRMED, CT_CONFIRMED_DNAT, CT_STATE_INVALID, Cmp, CtKey, Expr, MetaKey, SYN, SYN_ACK,
+    TCP_FLAGS, Verdict,
 };
 use super::ruleset::{HookDef, Ruleset, TableFamily};
 use crate::cgroup;
@@ -171,6 +172,11 @@ fn one(exprs: &[Expr]) -> Option<(Match, usize)> {
             if ne32(states) == Some(CT_STATE_INVALID) =>
         {
             (Match::InvalidConnection, 3)
+        }
+        [Expr::Ct(CtKey::Status), Expr::Mask(mask), Expr::Cmp(Cmp::Eq, status), ..]
+            if (ne32(mask), ne32(status)) == (Some(CT_CONFIRMED_DNAT), Some(CT_CONFIRMED)) =>
+        {
+            (Match::Untranslated, 3)
         }
         _ => return None,
     })

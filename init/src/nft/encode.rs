@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use ipnet::IpNet;
 
-use super::expr::{Base, CT_STATE_INVALID, Cmp, CtKey, Expr, MetaKey, SYN, SYN_ACK, TCP_FLAGS, Verdict};
+use super::expr::{
+    Base, CT_CONFIRMED, CT_CONFIRMED_DNAT, CT_STATE_INVALID, Cmp, CtKey, Expr, MetaKey, SYN, SYN_ACK,
+    TCP_FLAGS, Verdict,
+};
 use super::ruleset::{ChainDef, RuleDef, Ruleset, TableFamily};
 use crate::cgroup::{self, Cgroups};
 use crate::intent::{Ids, Interface, Ports};
@@ -177,6 +180,11 @@ fn matches(matches: &[Match], cgroups: &Cgroups) -> Vec<Expr> {
                 Expr::Ct(CtKey::State),
                 Expr::Mask(CT_STATE_INVALID.to_ne_bytes().to_vec()),
                 Expr::Cmp(Cmp::Neq, vec![0; 4]),
+            ]),
+            Match::Untranslated => out.extend([
+                Expr::Ct(CtKey::Status),
+                Expr::Mask(CT_CONFIRMED_DNAT.to_ne_bytes().to_vec()),
+                Expr::Cmp(Cmp::Eq, CT_CONFIRMED.to_ne_bytes().to_vec()),
             ]),
             Match::Syn => flags(&mut out, Cmp::Eq),
             Match::NotSyn => flags(&mut out, Cmp::Neq),

@@ -12,6 +12,10 @@ pub(crate) use line::line;
 
 /// `NF_CT_STATE_INVALID_BIT`.
 pub(super) const CT_STATE_INVALID: u32 = 1;
+/// `IPS_CONFIRMED`: tracked since an earlier packet.
+pub(super) const CT_CONFIRMED: u32 = 1 << 3;
+/// `IPS_CONFIRMED` and `IPS_DST_NAT`, the second of a connection whose destination is rewritten.
+pub(super) const CT_CONFIRMED_DNAT: u32 = CT_CONFIRMED | 1 << 5;
 /// Where a TCP header has its flags.
 pub(super) const TCP_FLAGS: u32 = 13;
 /// The flag SYN alone.
@@ -62,12 +66,14 @@ impl MetaKey {
 pub enum CtKey {
     /// Whether the packet is new, established, related, invalid: one bit each.
     State = 0,
+    /// What connection tracking has done with it: one bit each.
+    Status = 2,
     /// The connection's mark.
     Mark = 3,
 }
 
 impl CtKey {
-    const ALL: [Self; 2] = [Self::State, Self::Mark];
+    const ALL: [Self; 3] = [Self::State, Self::Status, Self::Mark];
 }
 
 /// A comparison.

@@ -3,6 +3,7 @@
 //! * `guards`: what closes mesh addresses and the proxy's own ports, whatever else is configured.
 //! * `zones`: connection tracking of redirected lookups.
 //! * `inbound`: what arrives.
+//! * `reused`: what arrives and would pass those rules, since connection tracking knows it from before.
 //! * `outbound`: what local processes open.
 //! * `mangle`: transparent proxying, invalid packets, tracing.
 //!
@@ -13,6 +14,7 @@ mod guards;
 mod inbound;
 mod mangle;
 mod outbound;
+mod reused;
 mod zones;
 
 use std::borrow::Cow;
@@ -48,6 +50,7 @@ impl Plan {
         chains.extend(mangle::chains(intent, &scopes));
         chains.extend(zones::chains(intent, &scopes));
         chains.extend(inbound::chains(intent, &scopes));
+        chains.extend(reused::chains(intent, &scopes));
         chains.extend(outbound::chains(intent, &scopes));
         chains.push(guards::guard_out(intent));
         // What is jumped to stays: a workload of which nothing is redirected has an empty chain.
@@ -182,26 +185,38 @@ impl Rules {
 /// name with `_included`; otherwise the rules are hooked themselves.
 fn hook_interfaces(
     intent: &RedirectIntent,
-    mut before: Rules,
+    before: Rules,
     rules: Rules,
     (name, included): (&'static str, &'static str),
     hook: Hook,
 ) -> Vec<Chain> {
-    let by: fn(Interface) -> Match = match hook.point {
+    let (rules, mut chains) = by_interface(intent, before, rules, included, hook.point);
+    chains.push(rules.hooked(name, hook.kind, hook.point, hook.priority));
+    chains
+}
+
+/// `before`, what interfaces decide, and `rules` or the chain `included` that has them.
+fn by_interface(
+    intent: &RedirectIntent,
+    mut before: Rules,
+    rules: Rules,
+    included: &'static str,
+    point: HookPoint,
+) -> (Rules, Vec<Chain>) {
+    let by: fn(Interface) -> Match = match point {
         HookPoint::Prerouting => Match::InInterface,
         HookPoint::Output => Match::OutInterface,
     };
     before.skip_interfaces(intent, by);
-    let hooked = |rules: Rules| rules.hooked(name, hook.kind, hook.point, hook.priority);
     if intent.interfaces.include.is_empty() {
         before.0.extend(rules.0);
-        return vec![hooked(before)];
+        return (before, Vec::new());
     }
-    let always = (hook.point == HookPoint::Output).then(Interface::lo);
+    let always = (point == HookPoint::Output).then(Interface::lo);
     for interface in always.iter().chain(&intent.interfaces.include) {
         before.add([by(interface.clone())], Action::Goto(included.into()), "included interface");
     }
-    vec![rules.named(included.into()), hooked(before)]
+    (before, vec![rules.named(included.into())])
 }
 
 fn nat_priority(intent: &RedirectIntent) -> i32 {

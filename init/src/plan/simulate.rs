@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{Action, Chain, ChainName, Family, HookPoint, Match, Plan, Protocol};
+use super::{Action, Chain, ChainName, Family, HookKind, HookPoint, Match, Plan, Protocol};
 
-/// The first packet of a connection, or a datagram.
+/// A packet that asks for a connection, or a datagram.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
     /// Where it enters: sent by a local process, or arriving.
@@ -31,6 +31,8 @@ pub struct Packet {
     pub connection_mark: u32,
     /// Whether it belongs to no connection and can't begin one.
     pub invalid: bool,
+    /// Whether connection tracking takes it for a packet of an older connection, whose destination was never rewritten.
+    pub reused: bool,
     /// Whether the destination is an address of this namespace.
     pub destination_is_local: bool,
 }
@@ -77,6 +79,8 @@ pub fn decide(plan: &Plan, packet: &Packet) -> Decision {
     let mut hooked: Vec<_> = plan.chains.iter().filter_map(|c| Some((c.hook?, c))).collect();
     hooked.retain(|(hook, _)| hook.point == packet.point);
     hooked.sort_by_key(|(hook, _)| hook.priority);
+    // Destinations are rewritten by what was decided about a connection's first packet.
+    hooked.retain(|(hook, _)| !packet.reused || hook.kind != HookKind::Nat);
     for (_, chain) in hooked {
         match walk(plan, chain, &mut packet, &mut decision) {
             Some(Action::Reject) => {
@@ -153,7 +157,8 @@ fn holds(m: &Match, packet: &Packet) -> bool {
         Match::Mark(mark) => packet.mark == *mark,
         Match::ConnectionMark(mark) => packet.connection_mark == *mark,
         Match::InvalidConnection => packet.invalid,
-        // A connection's first packet asks for it.
+        Match::Untranslated => packet.reused,
+        // What isn't invalid asks for a connection.
         Match::Syn => packet.protocol == Some(Protocol::Tcp) && !packet.invalid,
         Match::NotSyn => packet.protocol == Some(Protocol::Tcp) && packet.invalid,
     }

@@ -153,6 +153,7 @@ fn packet(plan: &Plan, aim: &Aim, sent: &Sent) -> Packet {
         mark: if out { aim.mark } else { 0 },
         connection_mark: 0,
         invalid: false,
+        reused: false,
         destination_is_local: local,
     }
 }
@@ -205,6 +206,15 @@ fn check(
             }
             checked += 1;
             let mut packet = packet(&plan, aim, &sent);
+            if way != Way::Out && aim.protocol == Protocol::Tcp {
+                // What is redirected can't come again as if it were an older connection's.
+                let again = decide(&plan, &Packet { reused: true, ..packet.clone() }).verdict;
+                let wanted = match decide(&plan, &packet).verdict {
+                    Verdict::Redirected(_) => Verdict::Refused,
+                    other => other,
+                };
+                prop_assert_eq!(again, wanted, "{:?}", aim);
+            }
             let (mut sent, mut wanted) = (sent, expected(&plan, &packet, backend));
             // The rules in place, read back as a plan, say the same.
             let family = if aim.to.is_ipv4() { Family::V4 } else { Family::V6 };

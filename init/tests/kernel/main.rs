@@ -4,6 +4,7 @@
 
 mod lab;
 mod options;
+mod reused;
 mod several;
 mod tproxy;
 

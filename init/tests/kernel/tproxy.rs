@@ -2,7 +2,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use ursa_init::intent::{Inbound, InboundMode, RedirectIntent};
 use ursa_init::{Backend, Plan};
 
 use crate::lab::{APP, Namespace, PATIENCE, PROXY};
+use crate::reused::{call_from_port, lose_the_ends, nft, same_port};
 
 const MARK: u32 = 1337;
 
@@ -180,38 +180,6 @@ fn a_lost_rule_is_seen_and_repaired() {
         assert!(web.run(|| ursa_init::apply(&plan)).unwrap().changed());
         assert_eq!(seen(&stranger, None, "10.77.0.1:8080"), Ok("10.77.0.2".to_owned()), "{lose}");
     }
-}
-
-/// A call without a further word: the address that the application saw, or why there was none. Its port is the
-/// client's own choice.
-fn call_from_port(from: &Namespace, port: u16, to: &str) -> Result<String, std::io::ErrorKind> {
-    let to: SocketAddr = to.parse().unwrap();
-    from.run(|| {
-        let socket = same_port(to, port);
-        // iptables discards, and then this is how long it takes.
-        socket.connect_timeout(&to.into(), Duration::from_secs(1)).map_err(|e| e.kind())?;
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut text = String::new();
-        TcpStream::from(socket).read_to_string(&mut text).map_err(|e| e.kind())?;
-        Ok(text)
-    })
-}
-
-fn same_port(to: SocketAddr, port: u16) -> Socket {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    socket.bind(&SocketAddr::new(any, port).into()).unwrap();
-    socket
-}
-
-fn nft(of: &Namespace, command: &str) {
-    assert!(of.run(|| Command::new("nft").arg(command).status()).unwrap().success(), "{command}");
-}
-
-/// The ends of connections get lost on the way: as when a machine loses its power, or a client means harm.
-fn lose_the_ends(of: &Namespace) {
-    let chain = "type filter hook output priority -400; tcp flags & (fin|rst) != 0 drop;";
-    nft(of, &format!("table inet loss {{ chain out {{ {chain} }}; }}"));
 }
 
 fn a_port_used_again_is_refused_by(backend: Backend) {

@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{Base, CT_STATE_INVALID, Cmp, CtKey, Expr, MetaKey, SYN, SYN_ACK, TCP_FLAGS, Verdict};
+use super::{
+    Base, CT_CONFIRMED, CT_CONFIRMED_DNAT, CT_STATE_INVALID, Cmp, CtKey, Expr, MetaKey, SYN, SYN_ACK,
+    TCP_FLAGS, Verdict,
+};
 use crate::netlink::text;
 use crate::plan::Family;
 
@@ -149,6 +152,10 @@ impl Loaded {
             // Loaded and masked: only 'any of these bits' is ever asked.
             Self::Ct(CtKey::State, CT_STATE_INVALID) => "ct state invalid".to_owned(),
             Self::Ct(CtKey::State, bits) => format!("ct state & {bits:#x} {sign}{host:#x}"),
+            Self::Ct(CtKey::Status, CT_CONFIRMED_DNAT) if host == CT_CONFIRMED && op == Cmp::Eq => {
+                "ct status & (confirmed | dnat) == confirmed".to_owned()
+            }
+            Self::Ct(CtKey::Status, bits) => format!("ct status & {bits:#x} {sign}{host:#x}"),
             Self::Cgroup(level) => {
                 let id = bytes.first_chunk().map_or(0, |b| u64::from_ne_bytes(*b));
                 format!("socket cgroupv2 level {level} {sign}{id}")

@@ -58,6 +58,16 @@ pub(super) fn arrivals(scopes: &[&Scope<'_>], ports: &'static str, own: &'static
 
 /// What decides by source before ports are looked at.
 fn arrival(rules: &mut Rules, scope: &Scope<'_>, ports: &'static str) {
+    exempt_sources(rules, scope);
+    // What is only forwarded (containers of this host, for example) isn't the workload's.
+    for from in sources(scope) {
+        let matches = from.into_iter().chain([Match::DestinationIsLocal]);
+        rules.add(matches, Action::Goto(scope.chain(ports)), "addressed to this namespace");
+    }
+}
+
+/// Who may call the application past the proxy.
+pub(super) fn exempt_sources(rules: &mut Rules, scope: &Scope<'_>) {
     let inbound = scope.inbound;
     for source in &inbound.probes.sources {
         let from = Match::Source(host(*source));
@@ -73,18 +83,15 @@ fn arrival(rules: &mut Rules, scope: &Scope<'_>, ports: &'static str) {
     for cidr in &inbound.exclude_cidrs {
         rules.add([Match::Source(cidr.trunc())], Action::Return, "excluded source");
     }
-    // What is only forwarded (containers of this host, for example) isn't the workload's.
-    let local = |rules: &mut Rules, from: Option<Match>| {
-        let matches = from.into_iter().chain([Match::DestinationIsLocal]);
-        rules.add(matches, Action::Goto(scope.chain(ports)), "addressed to this namespace");
-    };
-    if inbound.include_cidrs.is_empty() {
-        local(rules, None);
-    } else {
-        for cidr in &inbound.include_cidrs {
-            local(rules, Some(Match::Source(cidr.trunc())));
-        }
+}
+
+/// Whose connections are redirected, one way to know them each; `None` means everybody's.
+pub(super) fn sources(scope: &Scope<'_>) -> Vec<Option<Match>> {
+    let cidrs = &scope.inbound.include_cidrs;
+    if cidrs.is_empty() {
+        return vec![None];
     }
+    cidrs.iter().map(|cidr| Some(Match::Source(cidr.trunc()))).collect()
 }
 
 /// Which arriving ports go to the proxy; shared by arriving connections and the hairpin.
