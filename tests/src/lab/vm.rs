@@ -25,7 +25,9 @@
 //! * Its control groups are below one of its own in each hierarchy. A process that [`Vm::run`] starts isn't in them (it is
 //!   in the test's), and systemd doesn't know it; one that [`Vm::run_unit`] starts is in a unit.
 //! * `MemoryMax=`, `TasksMax=` and so on do nothing, where the lab's machine has the controllers on version 1, unless the
-//!   machine was [`Vm::with_limits`].
+//!   machine was [`Vm::with_limits`]: then its controllers are on version 1, too (`memory.limit_in_bytes`), and only its
+//!   units are on version 2. [`Vm::with_old_cgroups`] has nothing but version 1, where systemd doesn't always hear that a
+//!   unit's last process has ended, and a stop then lasts as long as `TimeoutStopSec=`.
 //! * Two pid numbers: a [`units::State`] has the machine's own, [`Vm::running`] the lab's; [`Vm::lab_pid`] translates.
 //! * What is missing: its kernel, clock and devices are those of the lab's machine, a power cut loses nothing that was
 //!   written, and `LimitNOFILE=` beyond the limit of whoever runs the tests is that limit.
@@ -43,6 +45,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use sha2::Digest as _;
 
+use self::guard::Cgroups;
 use super::machine::{self, Init};
 use super::net::{self, Cable, Host};
 use super::{Lab, create_open, daemon, wait};
@@ -74,7 +77,7 @@ pub struct Vm {
     disk: PathBuf,
     machine_id: String,
     limits: bool,
-    unified: bool,
+    cgroups: Cgroups,
     console: PathBuf,
     journal: PathBuf,
 }
@@ -98,7 +101,7 @@ impl Vm {
             root,
             disk,
             limits: false,
-            unified: true,
+            cgroups: Cgroups::Unified,
             console: lab.log(&format!("{name}.console")),
             journal: lab.log(&format!("{name}.journal")),
         };
@@ -118,14 +121,14 @@ impl Vm {
     pub fn with_limits(mut self) -> Self {
         self.limits = true;
         // Where controllers are on version 1, only version 1 can have them.
-        self.unified = Path::new(machine::CGROUPS).join("cgroup.controllers").exists();
+        self.cgroups = Cgroups::Host;
         self
     }
 
     /// With control groups of version 1. To be said before it is switched on.
     #[must_use]
     pub fn with_old_cgroups(mut self) -> Self {
-        self.unified = false;
+        self.cgroups = Cgroups::Legacy;
         self
     }
 
@@ -220,7 +223,8 @@ impl Vm {
             }
         };
         let (state, _) = wait::until("a machine to have booted", deadline, probe)?;
-        if self.limits && !self.unified {
+        let split = !Path::new(machine::CGROUPS).join("cgroup.controllers").exists();
+        if self.limits && split {
             // Nspawn leaves the controllers' hierarchies read-only; systemd looks once whether it may write there.
             let root = machine::CGROUPS;
             self.sh(&format!(
@@ -332,7 +336,7 @@ impl Vm {
             .arg(format!("{}:{BIN}", self.program.parent().unwrap_or(Path::new("/")).display()))
             .arg("--bind")
             .arg(format!("{}:{ENVOY}", self.envoy.display()))
-            .args(self.unified.then_some("--unified"))
+            .args(["--cgroups", &self.cgroups.name()])
             .args(args);
         command
     }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ursa_tests::lab::capture::Capture;
 use ursa_tests::lab::net;
@@ -179,4 +179,18 @@ fn limits_hold_where_they_are_asked_for() {
     let forks =
         vm.run_unit(&["TasksMax=3"], &["sh", "-c", "sleep 1 & sleep 1 & sleep 1 & sleep 1 & wait"]).unwrap();
     assert!(!forks.ok(), "{}", forks.brief());
+    // Systemd hears when a unit's last process ends; where it doesn't, a stop takes a minute and a half.
+    let left = Instant::now();
+    vm.run_unit(&[], &["sh", "-c", "(sleep 0.2; sleep 1) & exit 1"]).unwrap();
+    assert!(left.elapsed() < SOON, "{:?}", left.elapsed());
+    assert_eq!(vm.unit("dbus.service").pids().unwrap().len(), 1);
+}
+
+#[test]
+fn a_machine_boots_with_control_groups_of_version_1_too() {
+    let mut lab = lab();
+    let mut vm = Vm::new(&mut lab, "old").unwrap().with_old_cgroups();
+    vm.boot().unwrap();
+    assert_eq!(vm.failed_units().unwrap(), Vec::<String>::new());
+    assert_eq!(vm.unit("dbus.service").pids().unwrap().len(), 1);
 }

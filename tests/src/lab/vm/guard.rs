@@ -16,6 +16,25 @@ pub(super) const UPPER: &str = "upper";
 const WORK: &str = "work";
 const MERGED: &str = "merged";
 
+/// Which control groups a machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Cgroups {
+    /// Version 2 alone.
+    #[default]
+    Unified,
+    /// Version 1 alone.
+    Legacy,
+    /// As the lab's machine has them: version 2 alone, or 1 for limits and 2 for knowing processes.
+    Host,
+}
+
+impl Cgroups {
+    /// As the command line has it.
+    pub(super) fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self).map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
 /// What `lab-app vm` is told.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -31,9 +50,9 @@ pub struct Args {
     /// `SOURCE:TARGET`: what it sees of the lab, read only.
     #[arg(long)]
     bind: Vec<String>,
-    /// Control groups of version 2.
-    #[arg(long)]
-    unified: bool,
+    /// Which control groups it has.
+    #[arg(long, value_enum, default_value_t)]
+    cgroups: Cgroups,
     /// Starts systemd, and ends when the standard input does.
     #[arg(long)]
     boot: bool,
@@ -62,8 +81,12 @@ pub fn run(args: &Args) -> anyhow::Result<i32> {
         .arg(format!("--directory={}", merged.display()))
         .args(args.bind.iter().map(|bind| format!("--bind-ro={bind}")))
         // A machine sets its own kernel's network up; nspawn would allow it with a network of its own making only.
-        .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
-        .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", if args.unified { "1" } else { "0" });
+        .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network");
+    match args.cgroups {
+        Cgroups::Unified => command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1"),
+        Cgroups::Legacy => command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "0"),
+        Cgroups::Host => command.env_remove("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY"),
+    };
     if args.boot {
         command.args(["--network-namespace-path=/proc/self/ns/net", "--boot"]).stdin(Stdio::null());
         // The machine's power comes from here.

@@ -192,7 +192,7 @@ impl Unit<'_> {
             return Ok(Vec::new());
         }
         let text = self.vm.sh(&format!(
-            "cd /sys/fs/cgroup; [ -e cgroup.procs ] || cd systemd; \
+            "cd /sys/fs/cgroup; [ -e cgroup.procs ] || cd unified 2>/dev/null || cd systemd; \
              [ ! -d '.{group}' ] || find '.{group}' -name cgroup.procs -exec cat {{}} +"
         ))?;
         text.lines().map(|line| line.parse().with_context(|| format!("no pid: {line:?}"))).collect()
