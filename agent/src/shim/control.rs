@@ -219,6 +219,7 @@ impl Control {
             dns: self.work.dns.status(),
             service: self.service.clone(),
             reexecs: self.reexecs,
+            outdated: self.replacement.is_outdated(),
             memory_limit: memory::limit(),
         }
     }

@@ -143,7 +143,11 @@ pub fn drop_to(uid: u32, gid: u32, kept: Option<Capability>) -> Result<(), Privi
     verify(uid, gid, &kept)
 }
 
+/// A unit's filter of system calls may forbid the change, and then it is none.
 fn set(which: CapSet, to: &CapsHashSet) -> Result<(), PrivilegeError> {
+    if read(which)? == *to {
+        return Ok(());
+    }
     let done = if to.is_empty() { caps::clear(None, which) } else { caps::set(None, which, to) };
     done.map_err(|error| failed(step(which), error.to_string()))
 }

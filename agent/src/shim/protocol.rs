@@ -247,6 +247,9 @@ pub struct Status {
     /// How often this process has replaced itself by a newly installed binary.
     #[serde(default)]
     pub reexecs: u32,
+    /// The binary that is installed now is another one than the one that runs: [`Request::ReExec`] changes that.
+    #[serde(default)]
+    pub outdated: bool,
     /// Bytes that shim and Envoys may use together, if their cgroup is limited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<u64>,

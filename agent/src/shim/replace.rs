@@ -1,6 +1,8 @@
 //! Replacing this program by the one that is installed now, in the same process.
 
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -20,6 +22,16 @@ pub(super) struct Replacement {
 }
 
 impl Replacement {
+    /// Whether another file is installed than the one that runs.
+    pub(super) fn is_outdated(&self) -> bool {
+        let file = |path: &Path| fs::metadata(path).map(|data| (data.dev(), data.ino()));
+        match (file(&self.binary), file(Path::new("/proc/self/exe"))) {
+            (Ok(installed), Ok(running)) => installed != running,
+            // Removed, or not to be seen: there is nothing to change to.
+            _ => false,
+        }
+    }
+
     /// Whether the installed binary takes over from here. Nothing has changed when it doesn't.
     pub(super) async fn check(&self) -> Result<(), String> {
         let envoy = Snapshot::sample(self.envoy.status.borrow().clone());

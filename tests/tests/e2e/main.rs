@@ -13,6 +13,7 @@ mod cni_runtimes;
 mod cni_storm;
 mod cni_verbs;
 mod deaths;
+mod drain;
 mod expiry;
 mod identity;
 mod impostor;

@@ -9,4 +9,5 @@ mod ordering;
 mod packages;
 mod polkit;
 mod shipped;
+mod sidecar;
 mod units;

@@ -10,8 +10,9 @@ use super::WorkloadSpec;
 use crate::shim::protocol::{ADMIN_SOCKET, XDS_SOCKET};
 
 /// Statistics that Envoy keeps; every other one costs memory per cluster and listener for nobody.
-const STATS: [&str; 8] = [
+const STATS: [&str; 9] = [
     "cluster_manager.",
+    "overload.",
     "listener_manager.",
     "control_plane.",
     "server.",

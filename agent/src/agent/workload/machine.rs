@@ -133,6 +133,8 @@ impl Machine {
 struct Facts {
     attested: bool,
     redirected: bool,
+    /// Control was told that nobody is to call.
+    withdrawn: bool,
     /// Why a step failed.
     failure: Option<String>,
     envoy: Option<EnvoyStatus>,
@@ -301,11 +303,24 @@ impl Life {
 
     async fn register(&self) {
         let offer = Offer {
-            dataplane_json: self.spec.dataplane.to_string(),
+            dataplane_json: self.spec.dataplane_as(!self.facts.withdrawn).to_string(),
             token_file: self.spec.dataplane_token_file.clone(),
         };
         let answer = self.registration.clone();
         self.shared.session.register(&self.spec.mesh, &self.spec.name, offer, answer).await;
+    }
+
+    /// Sends no more callers to an Envoy that drains, until another is live; the workload's own configuration stays, and
+    /// with it its outbound traffic.
+    async fn withdraw(&mut self) {
+        let withdrawn = match self.facts.envoy.as_ref().map(|envoy| envoy.state) {
+            Some(EnvoyState::Draining) => true,
+            Some(EnvoyState::Live) => false,
+            _ => return,
+        };
+        if std::mem::replace(&mut self.facts.withdrawn, withdrawn) != withdrawn {
+            self.register().await;
+        }
     }
 
     /// Follows a changed description without touching the shim.
@@ -372,6 +387,7 @@ impl Life {
             changes.mark_unchanged();
             self.facts.envoy = Some(attachment.envoy.borrow_and_update().clone());
             self.write_names(Some(&attachment.client)).await;
+            self.withdraw().await;
             let state = identity.borrow_and_update().clone();
             self.publish(&state);
             let settled = self.status.borrow().state == Phase::Ready;

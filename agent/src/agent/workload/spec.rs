@@ -244,6 +244,19 @@ impl WorkloadSpec {
             .to_owned()
     }
 
+    /// Its Dataplane as control is to know it: unless `called`, no inbound is ready for callers.
+    pub fn dataplane_as(&self, called: bool) -> Value {
+        let mut dataplane = self.dataplane.clone();
+        let inbounds = dataplane.pointer_mut("/networking/inbound").and_then(Value::as_array_mut);
+        for inbound in inbounds.into_iter().flatten().filter_map(Value::as_object_mut) {
+            // One that is to be ignored has no callers anyway.
+            if !called && inbound.get("state").is_none_or(|state| state == "Ready") {
+                inbound.insert("state".to_owned(), "NotReady".into());
+            }
+        }
+        dataplane
+    }
+
     /// Whether `other` differs in what only a new shim can change.
     pub fn needs_restart(&self, other: &Self) -> bool {
         (&self.netns, self.uid, self.gid, self.concurrency, &self.resolv_conf, self.dns_port)
@@ -358,6 +371,22 @@ mod tests {
         let spec = read(WEB).unwrap();
         assert_eq!((spec.id().as_str(), spec.cluster().as_str()), ("default.web-1", "web"));
         assert!(spec.redirect.is_none(), "never rules in the machine's own namespace unasked");
+    }
+
+    #[test]
+    fn one_that_is_not_to_be_called_says_so_on_every_inbound() {
+        let spec = read(&WEB.replace(
+            "protocol: http}",
+            "protocol: http}, {name: old, port: 81, state: Ignored}, {name: up, port: 82, state: Ready}",
+        ))
+        .unwrap();
+        let states = |called| {
+            let dataplane = spec.dataplane_as(called);
+            let inbounds = dataplane.pointer("/networking/inbound").unwrap().as_array().unwrap().clone();
+            inbounds.into_iter().map(|inbound| inbound.get("state").cloned()).collect::<Vec<_>>()
+        };
+        assert_eq!(states(true), [None, Some("Ignored".into()), Some("Ready".into())]);
+        assert_eq!(states(false), [Some("NotReady".into()), Some("Ignored".into()), Some("NotReady".into())]);
     }
 
     #[test]

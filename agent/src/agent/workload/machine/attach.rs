@@ -1,12 +1,14 @@
 //! Taking over a shim: it is started or found, told what it works by, and its Envoy is served.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Life;
@@ -14,8 +16,11 @@ use crate::agent::control::chain;
 use crate::agent::workload::{bootstrap, names};
 use crate::launcher::{Handover, ShimSpec};
 use crate::relay::{self, Reader, write_atomic};
-use crate::shim::client::ShimClient;
+use crate::shim::client::{ClientError, ShimClient};
 use crate::shim::protocol::{BOOTSTRAP_FILE, DNS_FILE, EnvoyStatus, PRIVATE_DIR, SETTINGS_FILE, Settings};
+
+/// How long a shim that has agreed may take to replace itself: it may be stopping an Envoy.
+const REPLACED: Duration = Duration::from_secs(10);
 
 /// A shim that this agent serves. Dropping it hands Envoy back to the shim.
 pub(super) struct Attachment {
@@ -23,6 +28,30 @@ pub(super) struct Attachment {
     pub(super) envoy: watch::Receiver<EnvoyStatus>,
     pub(super) serving: JoinSet<Result<(), relay::ServeError>>,
     _stop: tokio_util::sync::DropGuard,
+}
+
+/// Connects to a shim. One whose binary was replaced on disk since it started takes over from itself first: so it is after
+/// an upgrade, which starts the agent again and no sidecar.
+async fn renewed(dir: &Path) -> Result<ShimClient, ClientError> {
+    let client = ShimClient::connect(dir).await?;
+    if !client.hello().outdated {
+        return Ok(client);
+    }
+    let (pid, version) = (client.hello().pid, &client.hello().version);
+    match client.re_exec().await {
+        Ok(()) => {
+            tracing::info!(pid, from = version, "the shim replaces itself by the installed version");
+            if timeout(REPLACED, client.closed()).await.is_err() {
+                tracing::warn!(pid, "the shim has not replaced itself in time; it goes on as it is");
+                return Ok(client);
+            }
+            ShimClient::connect(dir).await
+        }
+        Err(error) => {
+            tracing::warn!(pid, error = %chain(&error), "the shim goes on with its former version");
+            Ok(client)
+        }
+    }
 }
 
 impl Life {
@@ -57,7 +86,7 @@ impl Life {
             log_level: config.log_level.clone(),
         };
         self.shim = Some(launcher.ensure(spec.clone()).await.map_err(|error| chain(&error))?);
-        let client = ShimClient::connect(&dir).await.map_err(|error| chain(&error))?;
+        let client = renewed(&dir).await.map_err(|error| chain(&error))?;
         if handover == Handover::Settings {
             self.configure(&client).await?;
         } else if client.hello().workload != self.spec.node_id() {
