@@ -72,8 +72,11 @@ forget_services() {
 
 # By patterns, as what isn't loaded is no reason to complain.
 stop_all() {
-    if systemd_runs; then
-        systemctl stop 'ursa-agent.*' 'ursa-sidecar@*.service' 'ursa-redirect*.service' 'ursa-sidecar.slice' 'ursa.slice' || true
+    systemd_runs || return 0
+    systemctl stop 'ursa-agent.*' 'ursa-sidecar@*.service' 'ursa-redirect*.service' 'ursa-sidecar.slice' || true
+    # A service that `ursa join` told apart by a slice is in a slice below this one as long as it runs.
+    if [ -z "$(systemctl list-units --plain --no-legend 'ursa-*.slice')" ]; then
+        systemctl stop 'ursa.slice' || true
     fi
 }
 
@@ -92,7 +95,7 @@ MESSAGE
         exit 1
     fi
     if [ -n "$services" ]; then
-        ursa leave --all || forget_services
+        ursa-agent leave --all || forget_services
     fi
     stop_all
     if systemd_runs; then

@@ -19,7 +19,7 @@ const FILES: [(&str, &str); 7] = [
     ("/etc/sysusers.d/ursa-web.conf", "u ursa-web -:ursa-proxy \"Sidecar of web.service\"\n"),
     (
         "/etc/systemd/system/web.service.d/50-ursa.conf",
-        "[Unit]\nWants=ursa-sidecar@web.service\nAfter=ursa-sidecar@web.service\n",
+        "[Unit]\nWants=ursa-sidecar@web.service\nAfter=ursa-sidecar@web.service\n[Service]\nSlice=ursa-web.slice\n",
     ),
     ("/etc/systemd/system/ursa-sidecar@web.service.d/10-ursa.conf", "[Service]\nUser=ursa-web\n"),
     ("/etc/systemd/system/ursa-web.slice", "[Slice]\n"),

@@ -134,19 +134,23 @@ fn life(format: Format) {
     let kept = if format == Format::Deb { "/etc/ursa/agent.yaml" } else { "/etc/ursa/agent.yaml.rpmsave" };
     assert!(vm.read(kept).unwrap().ends_with("controlPlane: control:5678\n"), "what was edited stays");
     assert!(!vm.sh("nft list ruleset").unwrap().contains("ursa"));
-    // The service can start again without it.
+    // The service can start again without it, and leaves its slice.
     vm.unit("web.service").restart().unwrap();
+    vm.sh("systemctl stop ursa.slice").unwrap();
 
     // Purged, from the midst of life.
     first.install(&vm).unwrap();
     joined::join(&vm);
     vm.sh("ursa-init apply --host --proxy-uid $(id -u ursa-web)").unwrap();
+    let running = main_pid(&vm, "web.service");
     let purged = format.purge(&vm, &["URSA_LEAVE=1"], &NAMES).unwrap();
     assert!(purged.ok(), "{}", purged.brief());
+    assert_eq!(main_pid(&vm, "web.service"), running);
     joined::leave_no_stub(&vm);
+    vm.unit("web.service").restart().unwrap();
+    vm.sh("systemctl stop ursa.slice").unwrap();
     assert_eq!(differences(&before, &traces(&vm)), Vec::<String>::new(), "{}", purged.brief());
     assert_eq!(vm.failed_units().unwrap(), Vec::<String>::new());
-    vm.unit("web.service").restart().unwrap();
 }
 
 #[test]
@@ -214,5 +218,7 @@ fn a_purge_after_a_forced_removal_leaves_nothing() {
     let purged = Format::Deb.purge(&vm, &[], &["ursa-agent"]).unwrap();
     assert!(purged.ok(), "{}", purged.brief());
     joined::leave_no_stub(&vm);
+    vm.unit("web.service").restart().unwrap();
+    vm.sh("systemctl stop ursa.slice").unwrap();
     assert_eq!(differences(&before, &traces(&vm)), Vec::<String>::new(), "{}", purged.brief());
 }
