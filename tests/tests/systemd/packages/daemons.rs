@@ -98,7 +98,7 @@ fn the_redirect_stands_before_the_network_and_goes_with_the_package() {
     let mut lab = Lab::new(&Programs::discover().unwrap()).unwrap();
     let mut vm = Vm::booted(&mut lab, "node").unwrap();
     install(&lab, &vm, "0.1.0", &["ursa", "ursa-agent"]);
-    let rules = |vm: &Vm| vm.sh("nft list ruleset").unwrap();
+    let rules = |vm: &Vm| vm.sh("nft --stateless list ruleset").unwrap();
     vm.write("/etc/ursa/redirect.yaml", "proxyUids: [5678]\n").unwrap();
     vm.unit("ursa-redirect.service").start().unwrap();
     assert!(rules(&vm).contains("5678"), "{}", rules(&vm));

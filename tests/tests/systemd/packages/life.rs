@@ -25,7 +25,7 @@ fn traces(vm: &Vm) -> String {
           cat /etc/passwd /etc/group /etc/shadow /etc/gshadow
           systemctl list-units --all --plain --no-legend 'ursa*'
           systemctl list-unit-files --plain --no-legend 'ursa*' || true
-          nft list ruleset",
+          nft --stateless list ruleset",
     )
     .unwrap()
 }
@@ -63,7 +63,7 @@ fn main_pid(vm: &Vm, unit: &str) -> i32 {
 /// Rules and processes that must not notice.
 fn undisturbed(vm: &Vm) -> (i32, i32, i32, String) {
     let of = |unit| main_pid(vm, unit);
-    let rules = vm.sh("nft list ruleset").unwrap();
+    let rules = vm.sh("nft --stateless list ruleset").unwrap();
     (of("web.service"), of("ursa-sidecar@web.service"), of("ursa-redirect.service"), rules)
 }
 
@@ -133,7 +133,7 @@ fn life(format: Format) {
     assert_eq!(vm.sh("getent passwd ursa-web || echo gone").unwrap(), "gone\n");
     let kept = if format == Format::Deb { "/etc/ursa/agent.yaml" } else { "/etc/ursa/agent.yaml.rpmsave" };
     assert!(vm.read(kept).unwrap().ends_with("controlPlane: control:5678\n"), "what was edited stays");
-    assert!(!vm.sh("nft list ruleset").unwrap().contains("ursa"));
+    assert!(!vm.sh("nft --stateless list ruleset").unwrap().contains("ursa"));
     // The service can start again without it, and leaves its slice.
     vm.unit("web.service").restart().unwrap();
     vm.sh("systemctl stop ursa.slice").unwrap();
