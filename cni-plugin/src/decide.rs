@@ -8,23 +8,20 @@
 //! | wanted, not delivered | knows this pod's UID | as above, by what the pod said |
 //! | wanted, not delivered | – | the agent's word, or try again later: they might say yes |
 //! | any | damaged | the agent's word, or try again later |
+//! | any | older than the agent's configuration, or without room for all namespaces | the agent's word, or try again later |
 
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 
 use serde_json::Value;
-use ursa_model::injection::{
-    Decision, Injection, Invalid, Knowledge, MAX_FILE, NamespaceFacts, Verdict, decide,
-};
+use ursa_cni_protocol::decisions;
+use ursa_model::injection::{Decision, Injection, Invalid, Knowledge, MAX_FILE, Verdict, decide};
 use ursa_model::labels::Labels;
 
 use crate::agent::{self, WAIT_FOR_AGENT};
 use crate::config::{NetConf, Silent};
 use crate::spec::{Code, Environment, Failure};
-
-/// The file in the agent's state directory.
-const FILE: &str = "decisions.json";
 
 /// Decides by what is at hand: no socket, no waiting.
 pub(crate) fn at_hand(environment: &Environment, conf: &NetConf) -> Result<Verdict, Failure> {
@@ -35,7 +32,16 @@ pub(crate) fn at_hand(environment: &Environment, conf: &NetConf) -> Result<Verdi
     if verdict.decision != Decision::Undecided {
         return Ok(verdict);
     }
-    let path = conf.state_dir.join(FILE);
+    let (path, stale) = (decisions::file(&conf.state_dir), decisions::stale(&conf.run_dir));
+    // Doubt is no permission.
+    if !matches!(stale.try_exists(), Ok(false)) {
+        let why = format!(
+            "{} is older than the agent's configuration ({} says so)",
+            path.display(),
+            stale.display()
+        );
+        return Ok(Verdict { reason: why, ..verdict });
+    }
     let knowledge = match read(&path) {
         Ok(Some(knowledge)) => knowledge,
         Ok(None) => Knowledge::new(match conf.default {
@@ -47,10 +53,10 @@ pub(crate) fn at_hand(environment: &Environment, conf: &NetConf) -> Result<Verdi
             return Ok(Verdict { reason: format!("{}: {why}", path.display()), ..verdict });
         }
     };
-    let namespace = pod.namespace.map_or_else(NamespaceFacts::default, |name| knowledge.namespace(name));
+    let namespace = knowledge.namespace_of(&pod);
     rules.default = rules.default.or(knowledge.default);
     let uid = environment.argument("K8S_POD_UID").unwrap_or_default();
-    decide(&knowledge.complete(pod, uid, &namespace, &nothing), &rules).map_err(|e| invalid(&e))
+    decide(&knowledge.complete(pod, uid, namespace.as_ref(), &nothing), &rules).map_err(|e| invalid(&e))
 }
 
 /// Decides, and asks the agent when nothing at hand does.
@@ -96,8 +102,8 @@ fn read(path: &Path) -> Result<Option<Knowledge>, String> {
         file => file.map_err(|e| e.to_string())?,
     };
     let mut text = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(|e| e.to_string())?;
-    if text.len() as u64 > MAX_FILE {
+    file.take(MAX_FILE as u64 + 1).read_to_end(&mut text).map_err(|e| e.to_string())?;
+    if text.len() > MAX_FILE {
         return Err(format!("it is longer than {MAX_FILE} bytes"));
     }
     Knowledge::parse(&text).map(Some).map_err(|e| e.to_string())

@@ -1,7 +1,8 @@
 //! What the CNI plugin and the agent share: the words about containers on `agent.sock`, the operator's words about a
-//! network, and the records of attachments below the run directory.
+//! network, the records of attachments below the run directory, and where the file of decisions is.
 
 mod call;
+pub mod decisions;
 mod network;
 pub mod records;
 

@@ -26,7 +26,7 @@ fn knows(dir: &Path, word: Option<&str>) {
         let facts = PodFacts { uid: "42".to_owned(), annotations, ..PodFacts::default() };
         knowledge.learn_pod("shop", "web-0", &facts);
     }
-    std::fs::write(dir.join("decisions.json"), knowledge.to_json()).unwrap();
+    std::fs::write(dir.join("decisions.json"), knowledge.content().text).unwrap();
 }
 
 fn unmeshed(pod: &Namespace, config: &Value) {
@@ -95,6 +95,26 @@ fn the_dead_agents_file_decides_for_silent_pods() {
     assert!(refused(&pod, &silent).contains("damaged"));
     std::fs::write(dir.path().join("decisions.json"), "{\"version\":2}").unwrap();
     assert!(refused(&pod, &silent).contains("format is 2"));
+}
+
+#[test]
+fn a_file_that_is_older_than_the_agents_configuration_decides_nothing() {
+    let (dir, pod) = (tempfile::tempdir().unwrap(), pod());
+    let mut silent = delivering(dir.path(), &json!({}));
+    silent["runDir"] = json!(dir.path());
+    let (file, stale) = (dir.path().join("decisions.json"), dir.path().join("decisions.stale"));
+    std::fs::write(&file, Knowledge::new(Some(Injection::Disabled)).content().text).unwrap();
+    unmeshed(&pod, &silent);
+    std::fs::write(&stale, "").unwrap();
+    let text = refused(&pod, &silent);
+    assert!(text.contains("older than the agent's configuration"), "{text}");
+    // Nor does a file that isn't there.
+    std::fs::remove_file(&file).unwrap();
+    refused(&pod, &silent);
+    unmeshed(&pod, &delivering(dir.path(), &json!({INJECTION: "disabled"})));
+    let verdict = json!({"decision": "unmeshed", "source": "default", "reason": "because"});
+    agent_that(dir.path(), move |_| format!("{}\n", json!({"ok": true, "verdict": verdict})));
+    unmeshed(&pod, &silent);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::knowledge::{Knowledge, KnowledgeError, MAX_FILE, MAX_PODS, NamespaceFacts, PodFacts};
+pub use self::knowledge::{Content, Knowledge, KnowledgeError, MAX_FILE, NamespaceFacts, PodFacts};
 use crate::labels::{self, Labels};
 use crate::names;
 

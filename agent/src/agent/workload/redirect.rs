@@ -195,8 +195,8 @@ impl Redirects {
         if kept.is_none() && netns.as_ref().is_some_and(|path| !path.exists()) {
             return Ok(());
         }
-        let (rest, run_dir) = (self.plan_of(spec)?, self.run_dir.clone());
-        let work = move || match (kept, rest) {
+        let (rest, run_dir) = (self.plan_of(spec), self.run_dir.clone());
+        let work = move || match (kept, rest?) {
             (Some(kept), Some(plan)) => kept.put(plan).map(drop),
             (Some(kept), None) => kept.remove(),
             (None, rest) => {
@@ -318,6 +318,30 @@ async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::config::AgentConfig;
+    use crate::agent::workload::Origin;
+
+    /// Those that are left can't be told apart, so that there are no rules for them alone.
+    #[tokio::test]
+    async fn what_cannot_be_removed_is_still_there() {
+        let config = AgentConfig::default();
+        let workload = |name: &str, local: &str| {
+            // No namespace at all: should this fail, then it does nothing.
+            let text = format!(
+                "type: Dataplane\nmesh: default\nname: {name}\nnetworking: {{address: 10.0.0.1, inbound: [{{port: 80}}]}}\n\
+                 ursa: {{netns: /dev/null{local}}}\n"
+            );
+            WorkloadSpec::from_yaml(&text, Origin::File(name.to_owned()), &config).unwrap()
+        };
+        let redirects = Redirects::new(PathBuf::new());
+        let web = workload("web", ", uids: [1001]");
+        for spec in [&web, &workload("a", ""), &workload("b", "")] {
+            redirects.expect(spec);
+        }
+        let error = redirects.remove(&web).await.unwrap_err();
+        assert!(error.contains("nothing tells their traffic apart"), "{error}");
+        assert_eq!(lock(&redirects.specs).get(&web.id()), Some(&web));
+    }
 
     #[tokio::test]
     async fn a_sidecar_waits_for_the_redirects_that_came_with_its_own() {

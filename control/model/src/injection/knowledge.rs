@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Injection, Pod};
-use crate::labels::Labels;
+use super::{INJECTION, Injection, Pod};
+use crate::labels::{Labels, MESH, WORKLOAD};
 
-/// The longest file that is read or written, in bytes.
-pub const MAX_FILE: u64 = 4 << 20;
-/// How many pods are remembered; a node runs a few hundred at most.
-pub const MAX_PODS: usize = 4096;
-const MAX_NAMESPACES: usize = 8192;
-/// Of annotations and labels only those of these domains are kept: others may be secrets, and long.
-const KEPT: [&str; 2] = ["kuma.io", "ursa.io"];
-/// The longest value that is kept, in bytes.
-const MAX_VALUE: usize = 4096;
+/// The longest file that is read or written, in bytes. The plugin reads it whole while a pod starts; it holds some 3,000
+/// pods, and a node runs a few hundred at most.
+pub const MAX_FILE: usize = 1 << 20;
+/// The annotations and labels by which pods are decided about, and told who they are. Others aren't kept: they may be
+/// secrets, and long.
+const KEPT: [&str; 3] = [INJECTION, MESH, WORKLOAD];
+/// What is kept of a value, in bytes: more than any that means something has (a name has 63). What is longer means nothing,
+/// and its beginning means nothing as well, so that it stays the error that it is.
+const MAX_VALUE: usize = 128;
 const VERSION: u32 = 1;
 
 /// What a namespace says of its pods.
@@ -65,9 +65,23 @@ pub struct Knowledge {
     /// What each namespace says.
     #[serde(default)]
     namespaces: BTreeMap<String, NamespaceFacts>,
+    /// Some namespaces are left out, so that one that isn't here isn't silent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    partial: bool,
     /// What each pod says, by `namespace/name`.
     #[serde(default)]
     pods: BTreeMap<String, PodFacts>,
+}
+
+/// What a file holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// The file's content, [`MAX_FILE`] bytes at most.
+    pub text: Vec<u8>,
+    /// Namespaces that had no room: whoever reads the file doesn't know what they say.
+    pub namespaces_left_out: usize,
+    /// Pods that had no room: whoever reads the file doesn't know them.
+    pub pods_left_out: usize,
 }
 
 /// The one field that every format has.
@@ -93,25 +107,38 @@ impl Knowledge {
         serde_json::from_slice(text).map_err(damaged)
     }
 
-    /// The file's content.
-    pub fn to_json(&self) -> Vec<u8> {
-        // Maps of texts hold nothing that JSON lacks.
-        serde_json::to_vec(self).unwrap_or_default()
+    /// The file's content, as far as it has room. Namespaces come first: what one says goes for many pods, and of a pod
+    /// the runtime may tell.
+    pub fn content(&self) -> Content {
+        let mut held =
+            Self { version: self.version, default: self.default, partial: true, ..Self::default() };
+        let mut room = MAX_FILE.saturating_sub(json(&held).len());
+        held.namespaces = fitting(&self.namespaces, &mut room);
+        held.pods = fitting(&self.pods, &mut room);
+        held.partial = self.partial || held.namespaces.len() < self.namespaces.len();
+        Content {
+            text: json(&held),
+            namespaces_left_out: self.namespaces.len() - held.namespaces.len(),
+            pods_left_out: self.pods.len() - held.pods.len(),
+        }
+    }
+
+    /// Whether both say the same of pods of which nothing is known: by their namespaces and by the default.
+    pub fn agrees_on_strangers(&self, other: &Self) -> bool {
+        (self.default, self.partial, &self.namespaces) == (other.default, other.partial, &other.namespaces)
     }
 
     /// Learns what a namespace says. Returns whether that is news.
     pub fn learn_namespace(&mut self, name: &str, facts: &NamespaceFacts) -> bool {
         let facts = NamespaceFacts { labels: kept(&facts.labels), annotations: kept(&facts.annotations) };
-        let is_full = self.namespaces.len() >= MAX_NAMESPACES && !self.namespaces.contains_key(name);
-        if self.namespaces.get(name) == Some(&facts) || is_full {
+        if self.namespaces.get(name) == Some(&facts) {
             return false;
         }
         self.namespaces.insert(name.to_owned(), facts);
         true
     }
 
-    /// Learns what a pod says. Returns whether that is news. With too many pods the newcomer isn't remembered: it
-    /// is decided by what the runtime delivers, as before.
+    /// Learns what a pod says. Returns whether that is news.
     pub fn learn_pod(&mut self, namespace: &str, name: &str, facts: &PodFacts) -> bool {
         let key = format!("{namespace}/{name}");
         let facts = PodFacts {
@@ -119,8 +146,7 @@ impl Knowledge {
             annotations: kept(&facts.annotations),
             labels: kept(&facts.labels),
         };
-        let is_full = self.pods.len() >= MAX_PODS && !self.pods.contains_key(&key);
-        if self.pods.get(&key) == Some(&facts) || is_full {
+        if self.pods.get(&key) == Some(&facts) {
             return false;
         }
         self.pods.insert(key, facts);
@@ -146,9 +172,14 @@ impl Knowledge {
         self.pods.get(&format!("{namespace}/{name}")).filter(|facts| facts.uid == uid && !uid.is_empty())
     }
 
-    /// What is known of a namespace; one of which nothing is known says nothing.
-    pub fn namespace(&self, name: &str) -> NamespaceFacts {
-        self.namespaces.get(name).cloned().unwrap_or_default()
+    /// What a namespace says. One that isn't known says nothing; `None` where not all of them had room.
+    pub fn namespace(&self, name: &str) -> Option<NamespaceFacts> {
+        self.namespaces.get(name).cloned().or_else(|| (!self.partial).then(NamespaceFacts::default))
+    }
+
+    /// What a pod's namespace says; one without any has none that could.
+    pub fn namespace_of(&self, pod: &Pod<'_>) -> Option<NamespaceFacts> {
+        pod.namespace.map_or_else(|| Some(NamespaceFacts::default()), |name| self.namespace(name))
     }
 
     /// Fills in what a call doesn't say: annotations and labels of a known pod, and its namespace's words. The
@@ -158,33 +189,54 @@ impl Knowledge {
         &'a self,
         pod: Pod<'a>,
         uid: &str,
-        namespace: &'a NamespaceFacts,
+        namespace: Option<&'a NamespaceFacts>,
         nothing: &'a Labels,
     ) -> Pod<'a> {
         let known = self.pod(pod.namespace.unwrap_or_default(), pod.name.unwrap_or_default(), uid);
         Pod {
             annotations: pod.annotations.or(known.map(|facts| &facts.annotations)),
             labels: pod.labels.or(known.map(|facts| &facts.labels)).or(Some(nothing)),
-            namespace_facts: pod.namespace_facts.or(Some(namespace)),
+            namespace_facts: pod.namespace_facts.or(namespace),
             ..pod
         }
     }
 }
 
-fn kept(words: &Labels) -> Labels {
-    let is_ours = |key: &str| {
-        let domain = key.split_once('/').map_or("", |(domain, _)| domain);
-        KEPT.iter()
-            .any(|ours| domain.strip_suffix(ours).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+/// JSON of what holds nothing that JSON lacks.
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+/// What there is room for.
+fn fitting<T: Serialize + Clone>(all: &BTreeMap<String, T>, room: &mut usize) -> BTreeMap<String, T> {
+    let fits = |(key, value): &(&String, &T)| {
+        const PUNCTUATION: usize = ":,".len();
+        let size = json(key).len() + json(value).len() + PUNCTUATION;
+        let left = room.checked_sub(size);
+        *room = left.unwrap_or(*room);
+        left.is_some()
     };
-    let kept = words.iter().filter(|(key, value)| is_ours(key) && value.len() <= MAX_VALUE);
-    kept.map(|(key, value)| (key.clone(), value.clone())).collect()
+    all.iter().filter(fits).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+fn kept(words: &Labels) -> Labels {
+    let begin = |value: &String| {
+        let mut end = value.len().min(MAX_VALUE);
+        while !value.is_char_boundary(end) {
+            end -= 1;
+        }
+        value[..end].to_owned()
+    };
+    KEPT.iter()
+        .filter_map(|key| words.get_key_value(*key))
+        .map(|(key, value)| (key.clone(), begin(value)))
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::injection::{Decision, INJECTION, Rules, decide};
+    use crate::injection::{Decision, Invalid, Rules, decide};
 
     fn words(pairs: &[(&str, &str)]) -> Labels {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
@@ -194,21 +246,38 @@ mod tests {
         PodFacts { uid: uid.to_owned(), annotations: words(annotations), ..PodFacts::default() }
     }
 
+    fn decide_by(
+        knowledge: &Knowledge,
+        namespace: &str,
+        uid: &str,
+        annotations: Option<&Labels>,
+    ) -> Result<Decision, Invalid> {
+        let (facts, nothing) = (knowledge.namespace(namespace), Labels::new());
+        let pod = Pod { name: Some("web"), namespace: Some(namespace), annotations, ..Pod::default() };
+        let pod = knowledge.complete(pod, uid, facts.as_ref(), &nothing);
+        let rules = Rules { default: knowledge.default, ..Rules::default() };
+        decide(&pod, &rules).map(|verdict| verdict.decision)
+    }
+
     #[test]
     fn what_was_written_is_read() {
         let mut knowledge = Knowledge::new(Some(Injection::Disabled));
         let labels = words(&[(INJECTION, "enabled"), ("team", "a")]);
         let facts = NamespaceFacts { labels, ..NamespaceFacts::default() };
         assert!(knowledge.learn_namespace("shop", &facts) && !knowledge.learn_namespace("shop", &facts));
-        let ports = "traffic.kuma.io/exclude-inbound-ports";
-        let facts =
-            pod("7", &[(INJECTION, "disabled"), ("key", "secret"), ("notkuma.io/x", "y"), (ports, "1")]);
+        let others =
+            [("traffic.kuma.io/exclude-inbound-ports", "1"), ("kuma.io/sidecar-env-vars", "SECRET=1")];
+        let facts = pod(
+            "7",
+            &[&[(INJECTION, "disabled"), (WORKLOAD, "web"), ("key", "secret")], &others[..]].concat(),
+        );
         assert!(knowledge.learn_pod("shop", "web", &facts) && !knowledge.learn_pod("shop", "web", &facts));
-        let text = knowledge.to_json();
-        assert_eq!(Knowledge::parse(&text).expect("read"), knowledge);
-        let text = String::from_utf8(text).expect("text");
-        assert!(!text.contains("secret") && !text.contains("team") && !text.contains("notkuma"), "{text}");
-        assert!(text.contains("exclude-inbound"), "{text}");
+        let content = knowledge.content();
+        assert_eq!((content.namespaces_left_out, content.pods_left_out), (0, 0));
+        assert_eq!(Knowledge::parse(&content.text).expect("read"), knowledge);
+        let text = String::from_utf8(content.text).expect("text").to_lowercase();
+        assert!(!text.contains("secret") && !text.contains("team") && !text.contains("inbound"), "{text}");
+        assert!(text.contains("workload") && !text.contains("partial"), "{text}");
         assert!(knowledge.retain_pods(|_, _, uid| uid != "7") && knowledge.pod("shop", "web", "7").is_none());
     }
 
@@ -227,12 +296,7 @@ mod tests {
         knowledge.learn_namespace("shop", &facts);
         knowledge.learn_pod("shop", "web", &pod("7", &[(INJECTION, "disabled")]));
         let decision = |namespace: &str, uid: &str, annotations: Option<&Labels>| {
-            let facts = knowledge.namespace(namespace);
-            let nothing = Labels::new();
-            let pod = Pod { name: Some("web"), namespace: Some(namespace), annotations, ..Pod::default() };
-            let pod = knowledge.complete(pod, uid, &facts, &nothing);
-            let rules = Rules { default: knowledge.default, ..Rules::default() };
-            decide(&pod, &rules).expect("readable").decision
+            decide_by(&knowledge, namespace, uid, annotations).expect("readable")
         };
         let none = Labels::new();
         assert_eq!(decision("shop", "7", None), Decision::Unmeshed, "remembered");
@@ -244,10 +308,39 @@ mod tests {
     }
 
     #[test]
-    fn it_stays_bounded() {
-        let mut knowledge = Knowledge::new(None);
-        for i in 0..=MAX_PODS {
-            assert_eq!(knowledge.learn_pod("n", &i.to_string(), &pod("u", &[])), i < MAX_PODS);
+    fn a_value_that_means_nothing_is_no_silence_however_long_it_is() {
+        let mut knowledge = Knowledge::new(Some(Injection::Disabled));
+        let long = format!("enabled{}", "\u{e4}".repeat(1 << 20));
+        knowledge.learn_pod("shop", "web", &pod("7", &[(INJECTION, &long)]));
+        assert!(decide_by(&knowledge, "shop", "7", None).is_err());
+        assert!(knowledge.content().text.len() < 1000);
+    }
+
+    #[test]
+    fn what_has_no_room_is_unknown_and_never_silent() {
+        const COUNT: usize = 20_000;
+        let mut knowledge = Knowledge::new(Some(Injection::Disabled));
+        let enabled = words(&[(INJECTION, "enabled")]);
+        let says = NamespaceFacts { labels: enabled, ..NamespaceFacts::default() };
+        knowledge.learn_namespace("shop", &says);
+        for i in 0..COUNT {
+            knowledge.learn_pod("shop", &format!("{i:05}"), &pod("u", &[(INJECTION, "disabled")]));
         }
+        let content = knowledge.content();
+        let slack = MAX_FILE - content.text.len();
+        assert!(slack < 200, "{slack} bytes for nothing");
+        let read = Knowledge::parse(&content.text).expect("read");
+        assert_eq!((content.namespaces_left_out, read.pods.len()), (0, COUNT - content.pods_left_out));
+        assert!(content.pods_left_out > 0 && read.agrees_on_strangers(&knowledge));
+
+        // A name that no namespace has, and escapes: six bytes for one.
+        knowledge.learn_namespace(&"\u{1}".repeat(MAX_FILE / 2), &says);
+        let content = knowledge.content();
+        assert!(content.namespaces_left_out == 1 && content.text.len() <= MAX_FILE);
+        let read = Knowledge::parse(&content.text).expect("read");
+        assert!(!read.agrees_on_strangers(&knowledge));
+        let none = Labels::new();
+        let decision = |namespace| decide_by(&read, namespace, "8", Some(&none)).expect("readable");
+        assert_eq!((decision("shop"), decision("other")), (Decision::Meshed, Decision::Undecided));
     }
 }
