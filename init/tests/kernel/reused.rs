@@ -257,13 +257,32 @@ fn an_older_connection_goes_on() {
             let client = stranger.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap();
             let server = listener.accept().unwrap().0;
             apply(&web, &proxied(), backend);
-            let turns = vec![(&client, &server), (&server, &client), (&client, &server), (&server, &client)];
+            let turns = [(&client, &server), (&server, &client), (&client, &server), (&server, &client)];
             for (mut says, mut hears) in turns {
                 says.write_all(b"still there?").unwrap();
                 hears.set_read_timeout(Some(PATIENCE)).unwrap();
                 let mut heard = [0; 12];
                 hears.read_exact(&mut heard).unwrap_or_else(|e| panic!("{backend}: {to}: {e}"));
             }
+        }
+    }
+}
+
+/// Where nobody tracked connections before, the next packet of an older one counts as its first. The client is told.
+#[test]
+fn an_older_connection_that_nobody_tracked_ends() {
+    for backend in BACKENDS {
+        for to in ["10.77.0.1:8080", "[fd77::1]:8080"] {
+            let (web, stranger) = Namespace::pair();
+            let to: SocketAddr = to.parse().unwrap();
+            let listener = web.run(|| TcpListener::bind(to)).unwrap();
+            let mut client = stranger.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap();
+            let _server = listener.accept().unwrap().0;
+            apply(&web, &proxied(), backend);
+            client.write_all(b"still there?").unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            let end = client.read(&mut [0]).map_err(|e| e.kind());
+            assert_eq!(end, Err(ErrorKind::ConnectionReset), "{backend}: {to}");
         }
     }
 }
