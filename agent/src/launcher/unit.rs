@@ -191,11 +191,11 @@ impl UnitLauncher {
         if matches!(found.state, ActiveState::Inactive | ActiveState::Failed) {
             return Ok(());
         }
-        // Stopping what an application requires would stop the application.
-        for application in &found.required_by {
+        // Stopping what a running application needs would cut it off, or stop it.
+        for application in &found.needed_by {
             if self.manager.unit(application).await.map_err(asked)?.state.is_up() {
                 return Err(failed(format!(
-                    "{application} runs and requires it, so it is left running with its last configuration; `ursa leave \
+                    "{application} runs and needs it, so it is left running with its last configuration; `ursa leave \
                      --unit {application}` takes the service out of the mesh, `systemctl stop {application}` stops both"
                 )));
             }

@@ -110,8 +110,8 @@ pub struct Unit {
     pub result: String,
     /// What it says of itself (`STATUS=`).
     pub status: String,
-    /// The units that require it.
-    pub required_by: Vec<String>,
+    /// The units that require or want it.
+    pub needed_by: Vec<String>,
 }
 
 /// The connection to systemd; made when it is first needed, and again after the bus was restarted.
@@ -145,17 +145,18 @@ impl Manager {
         // It loads a unit that nobody has looked at yet, which `GetUnit` doesn't.
         let path: OwnedObjectPath = self.call(&what, PATH, MANAGER, "LoadUnit", &(name,)).await?;
         let state = ActiveState::parse(&self.property::<String>(path.as_str(), UNIT, "ActiveState").await?);
-        let required_by = self.property(path.as_str(), UNIT, "RequiredBy").await?;
+        let mut needed_by: Vec<String> = self.property(path.as_str(), UNIT, "RequiredBy").await?;
+        needed_by.extend(self.property::<Vec<String>>(path.as_str(), UNIT, "WantedBy").await?);
         if !name.ends_with(".service") {
             let none = String::new;
-            return Ok(Unit { state, main_pid: 0, result: none(), status: none(), required_by });
+            return Ok(Unit { state, main_pid: 0, result: none(), status: none(), needed_by });
         }
         Ok(Unit {
             state,
             main_pid: self.property(path.as_str(), SERVICE, "MainPID").await?,
             result: self.property(path.as_str(), SERVICE, "Result").await?,
             status: self.property(path.as_str(), SERVICE, "StatusText").await?,
-            required_by,
+            needed_by,
         })
     }
 
