@@ -4,6 +4,7 @@ pub mod agent;
 mod inotify;
 pub mod launcher;
 pub mod notify;
+pub mod redirected;
 pub mod relay;
 pub mod shim;
 pub mod systemd;

@@ -1,4 +1,4 @@
-//! systemd: what it is told of this process, and what it is asked over the system bus.
+//! systemd: what it hands to this process, and what it is asked over the system bus. What it is told: [`notify`](crate::notify).
 //!
 //! The agent asks it to start and stop sidecars, which a polkit rule allows it, and which unit a process belongs to:
 //! systemd's own answer, not the name of a control group that whoever delegates one can choose.
@@ -12,14 +12,6 @@ use std::os::unix::net::UnixListener;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 pub use manager::{ActiveState, Manager, ManagerError, Unit};
-pub use sd_notify::NotifyState;
-
-/// Tells systemd about this process; does nothing where systemd isn't the parent.
-pub fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "systemd can't be told about this process");
-    }
-}
 
 /// Whether systemd is this machine's first process (`sd_booted(3)`).
 pub fn is_booted() -> bool {

@@ -26,7 +26,8 @@ use super::workload::{Redirects, Shared, WorkloadFiles, inspect};
 use crate::launcher::Launcher;
 use crate::launcher::fork::{ForkConfig, ForkLauncher};
 use crate::launcher::unit::UnitLauncher;
-use crate::systemd::{self, Manager, NotifyState};
+use crate::notify::Notifier;
+use crate::systemd::{self, Manager};
 
 /// Where systemd makes the sidecars' directories (`RuntimeDirectory=` of `ursa-sidecar@.service`).
 const SIDECARS: &str = "/run/ursa-sidecar";
@@ -112,20 +113,21 @@ pub async fn run(config: AgentConfig, reload: Reload) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("can't listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for SIGINT")?;
     let mut hangup = signal(SignalKind::hangup()).context("can't listen for SIGHUP")?;
-    let mut service = Service { config, reload, supervisor, control };
+    let notifier = Notifier::from_env().context("can't talk to the service manager")?;
+    let mut service = Service { config, reload, supervisor, control, notifier };
     service.adopted(running).await;
-    service.tell(&[NotifyState::Ready]).await;
-    let mut watchdog = tokio::time::interval(service::look());
+    service.tell("READY=1").await;
+    let mut watchdog = tokio::time::interval(service::look(&service.notifier));
     watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => service.reload().await,
-            _ = watchdog.tick() => service.tell(&[NotifyState::Watchdog]).await,
+            _ = watchdog.tick() => service.tell("WATCHDOG=1").await,
         }
     }
-    systemd::notify(&[NotifyState::Stopping]);
+    service.notifier.tell(&["STOPPING=1"]);
     tracing::info!("the agent stops; shims and Envoys go on");
     stop.cancel();
     for task in [session_task, supervisor_task, socket_task, renewal_task].into_iter().chain(repair_task) {

@@ -11,7 +11,7 @@ use super::config::AgentConfig;
 use super::control::Control;
 use super::status::{Phase, WorkloadStatus};
 use super::supervisor::Supervisor;
-use crate::systemd::{self, NotifyState};
+use crate::notify::Notifier;
 
 /// How long taking over what runs may keep systemd waiting. What takes longer goes on.
 const ADOPTION: Duration = Duration::from_secs(5);
@@ -34,8 +34,8 @@ pub struct Reload {
 }
 
 /// How often [`Service::tell`] is to be called: twice per watchdog period.
-pub(super) fn look() -> Duration {
-    sd_notify::watchdog_enabled().map_or(IDLE, |period| period / 2)
+pub(super) fn look(notifier: &Notifier) -> Duration {
+    notifier.watchdog().map_or(IDLE, |period| period / 2)
 }
 
 /// What systemd sees of the agent.
@@ -44,6 +44,7 @@ pub(super) struct Service {
     pub(super) reload: Reload,
     pub(super) supervisor: Supervisor,
     pub(super) control: Arc<Control>,
+    pub(super) notifier: Notifier,
 }
 
 impl Service {
@@ -67,32 +68,28 @@ impl Service {
     }
 
     /// Tells systemd something, and how the agent is. Only an agent whose supervisor answers is alive.
-    pub(super) async fn tell(&self, news: &[NotifyState<'_>]) {
+    pub(super) async fn tell(&self, news: &str) {
         let Ok((workloads, broken)) = timeout(ANSWER, self.supervisor.status()).await else {
             tracing::error!("the supervisor gives no answer; systemd's watchdog will start the agent again");
             return;
         };
         let status = summary(&workloads, broken.len(), self.control.watch().borrow().is_some());
-        let mut all = news.to_vec();
-        all.push(NotifyState::Status(&status));
-        systemd::notify(&all);
+        self.notifier.tell(&[news, &format!("STATUS={status}")]);
     }
 
     /// Reads the configuration again. A wrong one changes nothing.
     pub(super) async fn reload(&mut self) {
-        let mut begin = vec![NotifyState::Reloading];
-        begin.extend(NotifyState::monotonic_usec_now());
-        systemd::notify(&begin);
+        self.notifier.reloading();
         match self.take_new().await {
             Ok(fixed) if fixed.is_empty() => {
                 tracing::info!("the configuration is read again");
-                self.tell(&[NotifyState::Ready]).await;
+                self.tell("READY=1").await;
             }
             Ok(fixed) => {
                 let fixed = fixed.join(", ");
                 tracing::warn!(%fixed, "what has changed of these takes effect when the agent is started again, which harms nobody");
                 let status = format!("read again; restart the agent for {fixed}");
-                systemd::notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+                self.notifier.tell(&["READY=1", &format!("STATUS={status}")]);
             }
             Err(error) => {
                 tracing::error!(
@@ -100,7 +97,7 @@ impl Service {
                     "the new configuration isn't taken, the old one stays"
                 );
                 let status = format!("the new configuration isn't taken, the old one stays: {error:#}");
-                systemd::notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+                self.notifier.tell(&["READY=1", &format!("STATUS={status}")]);
             }
         }
     }

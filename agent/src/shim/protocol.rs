@@ -32,6 +32,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::redirected::RedirectFile;
+
 /// The version of this protocol, sent as `shim` in [`Status`]. Version 1 knew no [`Settings`]: its shims got theirs
 /// as arguments, could not replace themselves, and drained without telling when they were done.
 pub const VERSION: u32 = 2;
@@ -134,6 +136,10 @@ pub struct Settings {
     pub last_good: PathBuf,
     /// The file of the names that it resolves ([`DnsTable`]).
     pub dns_table: PathBuf,
+    /// Where it is told that the workload's redirect is in place. Before it is, the sidecar isn't ready for systemd, or
+    /// the service would start with its traffic open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<RedirectFile>,
     /// Port of the name server on the loopback addresses.
     #[serde(default = "default_dns_port")]
     pub dns_port: u16,

@@ -30,6 +30,8 @@ use crate::notify::Notifier;
 
 /// Between two attempts to use settings that could not be used.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often is looked whether the redirect is in place, as long as it isn't.
+const REDIRECT_LOOK: Duration = Duration::from_millis(100);
 /// How often systemd hears that stopping still makes progress, and for how long each word counts.
 const STOPPING_LOOK: Duration = Duration::from_secs(5);
 const STOPPING_EXTENSION: Duration = Duration::from_secs(20);
@@ -113,7 +115,7 @@ pub(super) async fn serve(
     if told_ready.load(Ordering::Relaxed) {
         notifier.tell(&["READY=1"]);
     }
-    let tell = tell(&notifier, &told_ready, &envoy, &xds, failure);
+    let tell = tell(&notifier, &told_ready, &envoy, &xds, &work, failure);
     let watched = dir.join(CONTROL_SOCKET);
     let watchdog = watchdog::feed(&notifier, &watched, &envoy.commands);
     let configure = async {
@@ -229,6 +231,7 @@ async fn tell(
     told_ready: &AtomicBool,
     envoy: &Handle,
     xds: &Xds,
+    work: &Work,
     mut failure: Option<String>,
 ) {
     let (mut status, mut role) = (envoy.status.clone(), xds.roles());
@@ -238,6 +241,10 @@ async fn tell(
         role.mark_unchanged();
         let live = present.state == EnvoyState::Live;
         let mut line = words(&present, xds.role());
+        let open = if live && !told_ready.load(Ordering::Relaxed) { work.lacks_redirect() } else { None };
+        if let Some(why) = &open {
+            line = format!("{line}; not ready before the redirect is in place: {why}");
+        }
         if let Some(failure) = failure.take() {
             line = format!("{line}; {failure}");
         }
@@ -245,12 +252,13 @@ async fn tell(
             notifier.status(&line);
             said = line;
         }
-        if live && !told_ready.swap(true, Ordering::Relaxed) {
+        if live && open.is_none() && !told_ready.swap(true, Ordering::Relaxed) {
             notifier.tell(&["READY=1"]);
         }
         tokio::select! {
             Ok(()) = status.changed() => {}
             Ok(()) = role.changed() => {}
+            () = sleep(REDIRECT_LOOK), if open.is_some() => {}
             else => std::future::pending().await,
         }
     }

@@ -101,6 +101,12 @@ impl Work {
         self.present().settings = Some(settings);
     }
 
+    /// Why the workload's traffic isn't redirected yet, if it should be.
+    pub(super) fn lacks_redirect(&self) -> Option<String> {
+        let redirect = self.present().settings.as_ref().and_then(|settings| settings.redirect.clone());
+        redirect.and_then(|file| file.in_place().err())
+    }
+
     /// Whose sidecar this is.
     pub(super) fn name(&self, workload: &str) {
         let (mesh, name) = workload.split_once('.').unwrap_or(("", workload));

@@ -104,6 +104,7 @@ impl Sidecar {
             bootstrap,
             last_good: state.clone(),
             dns_table: state.join("dns.json"),
+            redirect: None,
             dns_port: 15053,
             resolv_conf: "/nonexistent/resolv.conf".into(),
             concurrency: 1,

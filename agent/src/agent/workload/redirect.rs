@@ -21,6 +21,7 @@ use self::kernel::{Id, Namespace};
 use self::units::Units;
 use super::WorkloadSpec;
 use crate::agent::status::RedirectReport;
+use crate::redirected::RedirectFile;
 
 /// Namespaces that are looked at together after a change.
 const LOOKS: usize = 8;
@@ -117,6 +118,11 @@ impl Redirects {
         Ok(Self { units, ..Self::new(run_dir) })
     }
 
+    /// Where others tell whether the workload's redirect is in place; `None` where this agent puts it there itself.
+    pub(super) fn told_in(&self, spec: &WorkloadSpec) -> Option<RedirectFile> {
+        spec.redirect.as_ref().and(self.units.as_ref()).map(|units| units.file(spec))
+    }
+
     /// Returns when something is told about redirects that others put in place.
     pub(super) async fn news(&self) {
         match &self.units {
@@ -160,7 +166,8 @@ impl Redirects {
             return Ok(None);
         }
         if let Some(units) = &self.units {
-            return units.in_place(spec).map(|()| None);
+            let in_place = units.file(spec).in_place();
+            return in_place.map(|()| None).map_err(|why| format!("the redirect isn't in place: {why}"));
         }
         let writing = self.write().await;
         self.expect(spec);

@@ -119,6 +119,7 @@ impl Life {
             bootstrap: bootstrap::bootstrap(&self.spec, &sockets),
             last_good: dir.clone(),
             dns_table: self.names_file(),
+            redirect: self.shared.redirects.told_in(&self.spec),
             dns_port: self.spec.dns_port,
             resolv_conf: self.spec.resolv_conf.clone(),
             concurrency: self.spec.concurrency,
