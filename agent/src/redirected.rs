@@ -54,7 +54,7 @@ impl RedirectFile {
         let told = self.read()?;
         let unit = &self.unit;
         if let Some(name) = self.workload.as_ref().filter(|name| !told.workloads.contains(name)) {
-            let why = told.left_out.iter().find(|why| why.contains(&format!("/{name}.yaml")));
+            let why = told.left_out.iter().find(|why| why.contains(&format!("/{name}.y")));
             return Err(match why {
                 Some(why) => format!("{why}; correct it, then `systemctl reload {unit}`"),
                 None => format!(
@@ -63,7 +63,11 @@ impl RedirectFile {
                 ),
             });
         }
-        if told.state == State::Failing { Err(told.message) } else { Ok(()) }
+        match told.state {
+            State::InPlace | State::Fighting => Ok(()),
+            State::Failing => Err(told.message),
+            State::Stopped => Err(format!("nobody keeps it in place; `systemctl start {unit}` does")),
+        }
     }
 }
 
@@ -96,7 +100,8 @@ mod tests {
                 Some("no rights"),
                 Some("no rights"),
             ),
-            (r#"{"state":"stopped","workloads":["web"]}"#, None, None),
+            (r#"{"state":"stopped","workloads":["web"]}"#, Some("systemctl start"), Some("systemctl start")),
+            (r#"{"state":"fighting","workloads":["web"]}"#, None, None),
             (r#"{"state":"inPlace","workloads":["web"],"repairs":3,"message":""}"#, None, None),
         ] {
             fs::write(&host.path, text).unwrap();

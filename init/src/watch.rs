@@ -44,6 +44,8 @@ pub struct Watch<'a> {
     pub follow: &'a (dyn Fn() -> Option<(Plan, String)> + Sync),
     /// Who is redirected; asked whenever the state is written.
     pub who: &'a (dyn Fn() -> Who + Sync),
+    /// Told whether what was read last, at the start or on SIGHUP, is in place.
+    pub settle: &'a (dyn Fn(bool) + Sync),
     /// Takes each message for the operator.
     pub tell: &'a (dyn Fn(&str) + Sync),
 }
@@ -97,8 +99,13 @@ impl Watch<'_> {
         let events = Events::open().map_err(WatchError::Subscribe)?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = SignalFd::with_flags(&signals(), flags).map_err(|e| WatchError::Subscribe(e.into()))?;
+        // What an earlier one told is no longer so until this one has succeeded.
+        if let Some(path) = &self.status {
+            let _ = std::fs::remove_file(path);
+        }
         let mut keeper = Keeper::new(self.plan.clone(), self.backend);
         keeper.put(self.plan.clone(), &events)?;
+        (self.settle)(true);
         self.publish(&mut keeper);
         self.tell_missing(&keeper);
         for why in &keeper.status().left_out {
@@ -153,11 +160,15 @@ impl Watch<'_> {
     fn take_new(&self, keeper: &mut Keeper, events: &Events) {
         let done = (self.reload)()
             .and_then(|plan| keeper.put(plan, events).map(drop).map_err(|error| error.with_causes()));
+        (self.settle)(done.is_ok());
         match done {
             Ok(()) => {
                 self.publish(keeper);
                 (self.tell)(&format!("read again; {}", keeper.summary()));
                 self.tell_missing(keeper);
+                for why in &keeper.status().left_out {
+                    (self.tell)(why);
+                }
                 notify(&format!("STATUS={}", keeper.summary()));
             }
             Err(why) => {

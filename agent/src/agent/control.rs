@@ -48,14 +48,18 @@ impl Control {
     /// Goes to another address from now on; `None` is that of the ticket.
     pub fn move_to(&self, address: Option<&str>) -> Result<(), NodeError> {
         let address = address.map(str::to_owned);
-        let mut told = self.address.lock().unwrap_or_else(PoisonError::into_inner);
-        let former = std::mem::replace(&mut *told, address.clone());
-        drop(told);
-        let node = self.link.borrow().as_ref().map(|link| NodeIdentity::clone(&link.node));
-        match node {
-            Some(node) if former != address => self.install(node),
-            _ => Ok(()),
+        if self.told_address() == address {
+            return Ok(());
         }
+        // The channel first: an address that is none changes nothing.
+        let node = self.link.borrow().as_ref().map(|link| Arc::clone(&link.node));
+        let link = node.map(|node| node.channel(address.as_deref()).map(|channel| Link { node, channel }));
+        let link = link.transpose()?;
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner) = address;
+        if link.is_some() {
+            self.link.send_replace(link);
+        }
+        Ok(())
     }
 
     fn told_address(&self) -> Option<String> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::config::AgentConfig;
 use super::control::Control;
@@ -50,21 +50,24 @@ pub(super) struct Service {
 impl Service {
     /// Waits until the shims that ran before this agent are taken over, or can't be.
     pub(super) async fn adopted(&self, running: Vec<String>) {
-        let deadline = Instant::now() + ADOPTION;
-        while Instant::now() < deadline {
-            let (workloads, _) = self.supervisor.status().await;
-            let settled = |id: &String| {
-                workloads
-                    .iter()
-                    .find(|workload| workload.id == *id)
-                    .is_none_or(|workload| workload.shim_pid.is_some() || workload.error.is_some())
-            };
-            if running.iter().all(settled) {
-                return;
+        let settled = async {
+            loop {
+                let (workloads, _) = self.supervisor.status().await;
+                let settled = |id: &String| {
+                    workloads
+                        .iter()
+                        .find(|workload| workload.id == *id)
+                        .is_none_or(|workload| workload.shim_pid.is_some() || workload.error.is_some())
+                };
+                if running.iter().all(settled) {
+                    return;
+                }
+                sleep(LOOK).await;
             }
-            sleep(LOOK).await;
+        };
+        if timeout(ADOPTION, settled).await.is_err() {
+            tracing::warn!("not everything that runs is taken over yet; it goes on by itself meanwhile");
         }
-        tracing::warn!("not everything that runs is taken over yet; it goes on by itself meanwhile");
     }
 
     /// Tells systemd something, and how the agent is. Only an agent whose supervisor answers is alive.
@@ -104,10 +107,10 @@ impl Service {
 
     async fn take_new(&mut self) -> anyhow::Result<Vec<&'static str>> {
         let new = (self.reload.read)()?;
-        (self.reload.set_log_level)(&new.log_level)?;
         self.control
             .move_to(new.control_plane.as_deref())
             .with_context(|| format!("controlPlane {}", new.control_plane.as_deref().unwrap_or_default()))?;
+        (self.reload.set_log_level)(&new.log_level)?;
         let fixed = new.fixed_differences(&self.config);
         self.supervisor.reload(new.clone()).await;
         self.config = new;

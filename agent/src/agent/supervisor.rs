@@ -179,7 +179,7 @@ impl Task {
             Ok(remembered) => {
                 self.sweep();
                 self.reconcile(&remembered);
-                self.remove_orphans().await;
+                self.remove_orphans().await; // each stop goes on by itself
             }
             Err(error) => {
                 tracing::error!(dir = %self.shared.state_dir.display(), %error,
@@ -295,10 +295,13 @@ impl Task {
     /// Makes it so. `remembered` is what a former agent left; with the first call it is taken over or removed.
     fn reconcile(&mut self, remembered: &BTreeMap<String, WorkloadSpec>) {
         let desired = self.desired(remembered);
+        let handover = self.shared.launcher.handover();
         let superfluous: Vec<String> = self
             .machines
             .iter()
-            .filter(|(id, running)| desired.get(*id).is_none_or(|spec| running.spec.needs_restart(spec)))
+            .filter(|(id, running)| {
+                desired.get(*id).is_none_or(|spec| running.spec.needs_restart(spec, handover))
+            })
             .map(|(id, _)| id.clone())
             .collect();
         for id in superfluous {
@@ -312,7 +315,7 @@ impl Task {
             let why = match desired.get(id) {
                 None if matches!(former.origin, Origin::Cni(_)) => "its pod is gone",
                 None => "its file is gone",
-                Some(spec) if former.needs_restart(spec) => "it has changed while no agent ran",
+                Some(spec) if former.needs_restart(spec, handover) => "it has changed while no agent ran",
                 Some(_) => continue,
             };
             tracing::info!(workload = %id, "{why}; removing what a former agent left running");
@@ -378,7 +381,9 @@ impl Task {
 
     /// Removes what a former agent left of a workload.
     fn depart_former(&mut self, id: &str, mut spec: WorkloadSpec, successor: Option<&WorkloadSpec>) {
-        spec.origin = Origin::Orphan;
+        if !matches!(spec.origin, Origin::Cni(_)) {
+            spec.origin = Origin::Orphan;
+        }
         self.shared.redirects.expect(&spec);
         let machine = Machine::start(Arc::clone(&self.shared), spec.clone());
         self.machines.insert(id.to_owned(), Running { spec, machine });
@@ -392,9 +397,12 @@ impl Task {
             Ok(found) => {
                 for shim in found.into_iter().filter(|shim| !known.contains(&shim.id)) {
                     tracing::warn!(id = %shim.id, dir = %shim.dir.display(), "stopping a shim that belongs to no workload");
-                    if let Err(error) = self.shared.launcher.stop(&shim.id, Duration::ZERO).await {
-                        tracing::error!(id = %shim.id, error = %chain(&error), "it can't be stopped");
-                    }
+                    let launcher = Arc::clone(&self.shared.launcher);
+                    tokio::spawn(async move {
+                        if let Err(error) = launcher.stop(&shim.id, Duration::ZERO).await {
+                            tracing::error!(id = %shim.id, error = %chain(&error), "it can't be stopped");
+                        }
+                    });
                 }
             }
             Err(error) => tracing::warn!(error = %chain(&error), "can't look for shims of former agents"),

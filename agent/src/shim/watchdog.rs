@@ -16,11 +16,12 @@ use crate::notify::Notifier;
 /// so it stops with it. Never returns.
 pub(super) async fn feed(notifier: &Notifier, control: &Path, supervisor: &mpsc::Sender<Command>) {
     let Some(deadline) = notifier.watchdog() else { return std::future::pending().await };
-    let mut ticks = interval(deadline / 2);
+    // One attempt that fails, in a busy moment, is made up for by the next.
+    let mut ticks = interval(deadline / 4);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        match check(control, supervisor, deadline / 4).await {
+        match check(control, supervisor, deadline / 8).await {
             Ok(()) => notifier.tell(&["WATCHDOG=1"]),
             Err(reason) => warn!(%reason, "the watchdog is not fed"),
         }

@@ -50,6 +50,10 @@ impl ManagerError {
             if name.ends_with(".NoSuchUnit") || name.ends_with(".NoUnitForPID") || name.ends_with(".NoSuchProcess"))
     }
 
+    fn is_denied(&self) -> bool {
+        matches!(self, Self::Refused { name, .. } if name.ends_with(".AccessDenied"))
+    }
+
     fn is_unknown_method(&self) -> bool {
         matches!(self, Self::Refused { name, .. } if name.ends_with(".UnknownMethod"))
     }
@@ -177,7 +181,8 @@ impl Manager {
         match by_fd {
             Ok((_, unit, _)) => return Ok(Some(unit)),
             Err(error) if error.is_no_such_unit() => return Ok(None),
-            Err(error) if error.is_unknown_method() => {}
+            // An older systemd doesn't know it, and its bus lets nobody but root ask for what isn't on its list.
+            Err(error) if error.is_unknown_method() || error.is_denied() => {}
             Err(error) => return Err(error),
         }
         let pid = u32::try_from(pid).unwrap_or_default();
@@ -237,7 +242,11 @@ impl Manager {
             return Ok(connection.clone());
         }
         let made = async { zbus::connection::Builder::system().method_timeout(DEADLINE).build().await };
-        let made = made.await.map_err(ManagerError::Bus)?;
+        // A bus that accepts and then says nothing must not hold everybody up.
+        let made = tokio::time::timeout(DEADLINE, made).await.unwrap_or_else(|_| {
+            Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "it accepts, and says nothing").into())
+        });
+        let made = made.map_err(ManagerError::Bus)?;
         Ok(connection.insert(made).clone())
     }
 }
@@ -269,6 +278,7 @@ mod tests {
             reason: "no".into(),
         };
         assert!(refused("org.freedesktop.systemd1.NoUnitForPID").is_no_such_unit());
+        assert!(refused("org.freedesktop.DBus.Error.AccessDenied").is_denied());
         assert!(refused("org.freedesktop.DBus.Error.UnknownMethod").is_unknown_method());
         assert!(!refused("org.freedesktop.DBus.Error.AccessDenied").is_no_such_unit());
     }

@@ -13,7 +13,7 @@ use super::Usage;
 use super::fields::{FIELDS, Field, Kind};
 use super::layers::{Layers, Source};
 use super::parts::Parts;
-use crate::intent::{Dns, DnsCapture, RedirectIntent, kuma};
+use crate::intent::{Dns, DnsCapture, RedirectIntent, Workload, kuma};
 
 const CONFIG: &str = "config";
 const CONFIG_DIR: &str = "config-dir";
@@ -162,12 +162,21 @@ impl Options {
     }
 
     /// The redirect with those workloads of the directory that are right, and what is wrong with the others.
-    pub(super) fn resolve_what_fits(&self) -> anyhow::Result<(RedirectIntent, Vec<String>)> {
+    /// `former` is what was in place.
+    pub(super) fn resolve_what_fits(
+        &self,
+        former: &[Workload],
+    ) -> anyhow::Result<(RedirectIntent, Vec<String>)> {
         let (layers, parts) = self.read()?;
         let mut intent = layers.intent().context("the layers make no redirect document together")?;
-        let left_out = parts.map_or_else(Vec::new, |parts| parts.add_what_fits(&mut intent));
+        let left_out = parts.map_or_else(Vec::new, |parts| parts.add_what_fits(&mut intent, former));
         self.complete(&mut intent)?;
         Ok((intent, left_out))
+    }
+
+    /// Whether workloads come from a directory.
+    pub(super) const fn has_parts(&self) -> bool {
+        self.config_dir.is_some()
     }
 
     /// Whether nobody is to be redirected: no workload is in the directory yet, and the document names no proxy.

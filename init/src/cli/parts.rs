@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::intent::{RedirectIntent, Workload};
+use crate::intent::{InvalidIntent, RedirectIntent, Workload};
 
 /// The files of a directory, each with its workload or what is wrong with it.
 pub(super) struct Parts(Vec<(PathBuf, Result<Workload, String>)>);
@@ -45,24 +45,42 @@ impl Parts {
         Ok(())
     }
 
-    /// Adds those that are right, and that get on with those before them. Returns what is wrong with the others: at a
-    /// machine's start one bad file must not open everybody else's traffic.
-    pub(super) fn add_what_fits(self, intent: &mut RedirectIntent) -> Vec<String> {
-        let mut left_out = Vec::new();
-        for (path, workload) in self.0 {
+    /// Adds those that are right, and that get on with the others. Returns what is wrong with the rest: one bad file must
+    /// open nobody's traffic. Whoever was redirected before stays so, by his `former` version where the file doesn't hold
+    /// a right one, and comes before those who are new.
+    pub(super) fn add_what_fits(self, intent: &mut RedirectIntent, former: &[Workload]) -> Vec<String> {
+        let mut problems = Vec::new();
+        let known = |path: &Path| former.iter().find(|known| known.name == name_of(path));
+        let (old, new): (Vec<_>, Vec<_>) = self.0.into_iter().partition(|(path, _)| known(path).is_some());
+        for (path, workload) in old.into_iter().chain(new) {
             let added = workload.and_then(|workload| {
-                intent.workloads.push(workload);
-                intent.validate().map_err(|error| {
-                    intent.workloads.pop();
-                    format!("{} doesn't fit to the rest: {error}", path.display())
-                })
+                add(intent, workload)
+                    .map_err(|error| format!("{} doesn't fit to the rest: {error}", path.display()))
             });
-            if let Err(why) = added {
-                left_out.push(format!("{why}; it isn't redirected"));
-            }
+            let Err(why) = added else { continue };
+            let kept = known(&path).is_some_and(|former| add(intent, former.clone()).is_ok());
+            problems.push(if kept {
+                format!("{why}; it stays redirected as it was before")
+            } else {
+                format!("{why}; it isn't redirected")
+            });
         }
-        left_out
+        problems
     }
+}
+
+fn add(intent: &mut RedirectIntent, workload: Workload) -> Result<(), InvalidIntent> {
+    intent.workloads.push(workload);
+    let valid = intent.validate();
+    if valid.is_err() {
+        intent.workloads.pop();
+    }
+    valid
+}
+
+/// The name of a workload that doesn't say one.
+fn name_of(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn workload(path: &Path) -> anyhow::Result<Workload> {
@@ -70,7 +88,7 @@ fn workload(path: &Path) -> anyhow::Result<Workload> {
     let text = std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?;
     let mut workload: Workload = crate::yaml::from_str(&text).with_context(what)?;
     if workload.name.is_empty() {
-        workload.name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        workload.name = name_of(path);
     }
     Ok(workload)
 }
@@ -104,16 +122,28 @@ mod tests {
         write(".hidden.yaml", "no");
         write("readme", "no");
         let mut intent = document();
-        let left_out = Parts::read(dir.path()).unwrap().add_what_fits(&mut intent);
+        let left_out = Parts::read(dir.path()).unwrap().add_what_fits(&mut intent, &[]);
         let names: Vec<_> = intent.workloads.iter().map(|workload| workload.name.as_str()).collect();
         assert_eq!(names, ["a", "d"]);
         assert_eq!(left_out.len(), 2, "{left_out:?}");
         assert!(left_out[0].contains("b.yaml") && left_out[1].contains("c.yaml"), "{left_out:?}");
         assert!(left_out[1].contains("uids"), "{left_out:?}");
 
+        // Who was redirected stays so, whatever becomes of his file, and however a new one is called.
+        let former = std::mem::take(&mut intent.workloads);
+        write("a.yaml", "uids: [");
+        write("0.yaml", &part(2002, 15400));
+        let problems = Parts::read(dir.path()).unwrap().add_what_fits(&mut intent, &former);
+        assert_eq!(intent.workloads, former);
+        assert!(problems[0].contains("a.yaml") && problems[0].contains("as it was before"), "{problems:?}");
+        assert!(
+            problems.iter().any(|why| why.contains("0.yaml") && why.contains("isn't redirected")),
+            "{problems:?}"
+        );
+
         // Where an operator waits for the answer, the first mistake is one.
         let error = Parts::read(dir.path()).unwrap().add_to(&mut document()).unwrap_err().to_string();
-        assert!(error.contains("b.yaml"), "{error}");
+        assert!(error.contains("a.yaml"), "{error}");
         assert!(Parts::read(&dir.path().join("none")).unwrap().0.is_empty());
     }
 }

@@ -48,7 +48,12 @@ struct Source<'a> {
     options: &'a Options,
     /// Whether the operator's way in is to be kept open.
     host: bool,
+    /// Where the workloads that are in place are kept, for the next start.
+    kept: Option<PathBuf>,
+    /// What is in place.
     last: Mutex<Last>,
+    /// What is tried.
+    next: Mutex<Option<Last>>,
 }
 
 /// What was read last.
@@ -64,12 +69,18 @@ struct Last {
 }
 
 impl<'a> Source<'a> {
-    /// Reads the document, and what listens in the calling thread's namespace. Workloads that are wrong are left out.
-    fn read(options: &'a Options, host: bool) -> anyhow::Result<(Self, Plan)> {
-        let (intent, left_out) = options.resolve_what_fits()?;
-        let source = Self { options, host, last: Mutex::default() };
-        let plan = source.take(intent, left_out)?;
-        Ok((source, plan))
+    /// Nothing is read yet.
+    fn new(options: &'a Options, host: bool, kept: Option<PathBuf>) -> Self {
+        let former = kept.as_ref().and_then(|path| std::fs::read(path).ok());
+        let workloads = former.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let intent = RedirectIntent { workloads, ..RedirectIntent::default() };
+        Self {
+            options,
+            host,
+            kept,
+            last: Mutex::new(Last { intent, ..Last::default() }),
+            next: Mutex::default(),
+        }
     }
 
     fn last(&self) -> MutexGuard<'_, Last> {
@@ -77,18 +88,41 @@ impl<'a> Source<'a> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The plan of the document as it is now.
-    fn again(&self) -> anyhow::Result<Plan> {
-        Ok(self.take(self.options.resolve()?.0, Vec::new())?)
+    fn next(&self) -> MutexGuard<'_, Option<Last>> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, intent: RedirectIntent, left_out: Vec<String>) -> Result<Plan, InvalidIntent> {
+    /// The plan of the document as it is now, and of what listens in the calling thread's namespace. Workloads that are
+    /// wrong are left out, or stay as they were.
+    fn read(&self) -> anyhow::Result<Plan> {
+        let former = self.last().intent.workloads.clone();
+        let (intent, left_out) = self.options.resolve_what_fits(&former)?;
         let (listening, ports) =
             if self.host { (ssh::listening(), ssh::ports().ports) } else { Default::default() };
-        let now = Last { intent, left_out, ports, listening };
-        let plan = self.plan(&now)?;
-        *self.last() = now;
+        let next = Last { intent, left_out, ports, listening };
+        let plan = self.plan(&next)?;
+        *self.next() = Some(next);
         Ok(plan)
+    }
+
+    /// What was read is in place now, or it isn't and what was there before is.
+    fn settle(&self, in_place: bool) {
+        let Some(next) = self.next().take() else { return };
+        if !in_place {
+            return;
+        }
+        if let Some(path) = self.kept.as_ref().filter(|_| self.options.has_parts()) {
+            let written =
+                serde_json::to_vec(&next.intent.workloads).map_err(std::io::Error::from).and_then(|text| {
+                    let new = path.with_extension("new");
+                    std::fs::write(&new, text)?;
+                    std::fs::rename(&new, path)
+                });
+            if let Err(error) = written {
+                eprintln!("ursa-init: can't keep the workloads in {}: {error}", path.display());
+            }
+        }
+        *self.last() = next;
     }
 
     fn plan(&self, of: &Last) -> Result<Plan, InvalidIntent> {
@@ -134,7 +168,10 @@ pub(super) fn run(place: &Place, options: &Options, arguments: &Arguments) -> an
     // Threads inherit this: the first one starts below.
     block_signals().context("can't block signals")?;
     let netns = place.open()?;
-    let (source, first) = netns.run(|| Source::read(options, place.host))??;
+    let status = arguments.status.clone().or_else(|| place.host.then(|| STATUS.into()));
+    let kept = status.as_ref().map(|path| path.with_extension("workloads"));
+    let source = Source::new(options, place.host, kept);
+    let first = netns.run(|| source.read())??;
     let tell = |message: &str| eprintln!("ursa-init: {message}");
     let start_slices = |plan: &Plan| {
         if arguments.start_slices
@@ -147,7 +184,7 @@ pub(super) fn run(place: &Place, options: &Options, arguments: &Arguments) -> an
         if options.reads_stdin() {
             return Err("it came by standard input, which is read only once".to_owned());
         }
-        let plan = source.again().map_err(|error| format!("{error:#}"))?;
+        let plan = source.read().map_err(|error| format!("{error:#}"))?;
         start_slices(&plan);
         Ok(plan)
     };
@@ -159,10 +196,11 @@ pub(super) fn run(place: &Place, options: &Options, arguments: &Arguments) -> an
         plan: first,
         backend: arguments.backend,
         interval: Duration::from_secs(arguments.interval),
-        status: arguments.status.clone().or_else(|| place.host.then(|| STATUS.into())),
+        status,
         reload: &reload,
         follow: &|| source.follow(),
         who: &|| source.who(),
+        settle: &|in_place| source.settle(in_place),
         tell: &tell,
     };
     // Which sockets are sshd's is asked again and again.

@@ -281,6 +281,7 @@ impl Repair {
         let attest = move || {
             let netns = Netns::open(&netns)?;
             netns.refuse_own_or_host()?;
+            netns.refuse_other_users()?;
             netns.refuse_strangers(&expected)
         };
         let attested = tokio::task::spawn_blocking(attest).await.map_err(|error| error.to_string())?;
@@ -307,14 +308,15 @@ impl Repair {
         self.report.send_modify(|report| report.repaired += repaired);
     }
 
-    /// The pods whose sidecar takes too long: they are closed.
+    /// The pods whose sidecar takes too long.
     fn late(&self) -> Vec<PodProblem> {
         let late = self.starting.iter().filter(|starting| starting.since.elapsed() > CNI_PATIENCE);
         late.map(|starting| {
             let status = starting.status.borrow();
             let why = status.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+            let traffic = if status.state >= Phase::Redirected { "closed" } else { "NOT redirected" };
             let error = format!(
-                "its traffic is closed, and its sidecar isn't live after {} s; it is {}{why}",
+                "its traffic is {traffic}, and its sidecar isn't live after {} s; it is {}{why}",
                 starting.since.elapsed().as_secs(),
                 status.state.as_str()
             );

@@ -405,7 +405,12 @@ impl Life {
                 Ok(()) = identity.changed() => {}
                 Ok(()) = registration.changed() => {}
                 Ok(()) = disk_error.changed() => {}
-                Ok(()) = self.specs.changed() => self.respecify().await,
+                Ok(()) = self.specs.changed() => {
+                    self.respecify().await;
+                    if let Err(error) = self.hand_over_settings(&attachment.client).await {
+                        self.fail(&error, &state);
+                    }
+                }
                 _ = refresh.tick(), if !settled => {}
             }
         }

@@ -226,6 +226,8 @@ impl Redirects {
 
     /// Puts nothing back any more: whoever put the workload there takes its redirect away now. Neighbours' stay.
     pub fn release(&self, id: &str) {
+        self.tried(id);
+        lock(&self.specs).remove(id);
         self.leave(id);
     }
 

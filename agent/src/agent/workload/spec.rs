@@ -11,6 +11,7 @@ use ursa_init::intent::{Cgroup, Dns, Ids, Inbound, InboundMode, Outbound, Part, 
 use ursa_model::{ParseError, Resource};
 
 use crate::agent::config::AgentConfig;
+use crate::launcher::Handover;
 use crate::relay::hex;
 
 /// The key of a workload file that isn't part of the Dataplane.
@@ -257,11 +258,13 @@ impl WorkloadSpec {
         dataplane
     }
 
-    /// Whether `other` differs in what only a new shim can change.
-    pub fn needs_restart(&self, other: &Self) -> bool {
-        (&self.netns, self.uid, self.gid, self.concurrency, &self.resolv_conf, self.dns_port)
-            != (&other.netns, other.uid, other.gid, other.concurrency, &other.resolv_conf, other.dns_port)
-            || self.is_transparent() != other.is_transparent()
+    /// Whether `other` differs in what only a new shim can change. One that takes settings while it runs follows the rest.
+    pub fn needs_restart(&self, other: &Self, handover: Handover) -> bool {
+        let identity = (&self.netns, self.uid, self.gid, self.is_transparent())
+            != (&other.netns, other.uid, other.gid, other.is_transparent());
+        let arguments = (self.concurrency, &self.resolv_conf, self.dns_port)
+            != (other.concurrency, &other.resolv_conf, other.dns_port);
+        identity || (arguments && handover == Handover::Files)
     }
 }
 
@@ -430,7 +433,10 @@ mod tests {
         assert_eq!(mark(&plain), (None, Some((InboundMode::Redirect, 1337))));
         let spec = read(&file("tproxy")).unwrap();
         assert_eq!(mark(&spec), (Some(1337.into()), Some((InboundMode::Tproxy, 1337))));
-        assert!(spec.is_transparent() && plain.needs_restart(&spec), "its Envoy needs other rights");
+        assert!(
+            spec.is_transparent() && plain.needs_restart(&spec, Handover::Settings),
+            "its Envoy needs other rights"
+        );
         let spec = read(&file("tproxy}, tproxy: {mark: 99")).unwrap();
         assert_eq!(mark(&spec), (Some(99.into()), Some((InboundMode::Tproxy, 99))));
 

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::Life;
 use crate::agent::control::chain;
 use crate::agent::workload::{bootstrap, names};
-use crate::launcher::{Handover, ShimSpec};
+use crate::launcher::{Handover, ShimSpec, ShimState};
 use crate::relay::{self, Reader, write_atomic};
 use crate::shim::client::{ClientError, ShimClient};
 use crate::shim::protocol::{BOOTSTRAP_FILE, DNS_FILE, EnvoyStatus, PRIVATE_DIR, SETTINGS_FILE, Settings};
@@ -87,6 +87,15 @@ impl Life {
         };
         self.shim = Some(launcher.ensure(spec.clone()).await.map_err(|error| chain(&error))?);
         let client = renewed(&dir).await.map_err(|error| chain(&error))?;
+        // The one that was judged, and not another that took its place since.
+        let judged = self.shim.as_ref().map(|shim| shim.borrow().clone());
+        if !matches!(judged, Some(ShimState::Running { pid, .. }) if pid == client.peer().pid) {
+            return Err(format!(
+                "the shim in {} has been replaced by pid {}",
+                dir.display(),
+                client.peer().pid
+            ));
+        }
         if handover == Handover::Settings {
             self.configure(&client).await?;
         } else if client.hello().workload != self.spec.node_id() {
@@ -107,6 +116,14 @@ impl Life {
         let admit = launcher.admission(&spec, client.peer().pid);
         serving.spawn(relay::serve(listener, Arc::clone(&self.cache), admit, stop.clone()));
         Ok(Attachment { envoy: client.envoy(), client, serving, _stop: stop.drop_guard() })
+    }
+
+    /// Tells a shim that takes settings while it runs what has changed of them.
+    pub(super) async fn hand_over_settings(&self, client: &ShimClient) -> Result<(), String> {
+        match self.shared.launcher.handover() {
+            Handover::Settings => self.configure(client).await,
+            Handover::Files => Ok(()),
+        }
     }
 
     /// Tells the shim what it works by, and keeps that for its next start without an agent.

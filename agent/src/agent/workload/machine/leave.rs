@@ -9,6 +9,7 @@ use super::Life;
 use crate::agent::control::chain;
 use crate::agent::retry::Backoff;
 use crate::agent::status::Phase;
+use crate::agent::workload::Origin;
 
 /// How often it is tried: an agent that is stopped meanwhile waits for it.
 const ATTEMPTS: u32 = 4;
@@ -44,6 +45,12 @@ impl Life {
         self.shared.launcher.stop(&self.id, drain).await.map_err(|error| chain(&error))?;
         if self.keep_redirect.load(Ordering::Relaxed) {
             return Ok(()); // for the successor, whose traffic it keeps closed until then
+        }
+        if matches!(self.spec.origin, Origin::Cni(_)) {
+            // The pod may live on, whatever became of its record: the plugin takes its rules away when the runtime says
+            // that it ends, or they go with its namespace. Until then it stays closed.
+            self.shared.redirects.release(&self.id);
+            return Ok(());
         }
         // Last: until here the rules keep the traffic closed.
         self.shared.redirects.remove(&self.spec).await

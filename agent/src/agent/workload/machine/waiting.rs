@@ -1,13 +1,18 @@
 //! Telling a shim that waits what the agent itself waits for, so that `systemctl status` can say it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::agent::control::chain;
 use crate::agent::status::{Phase, WorkloadStatus};
 use crate::launcher::Launcher;
 use crate::shim::client::ShimClient;
+
+/// When a shim that couldn't be told is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Tells the shim of `id`, whenever that changes, until Envoy is live. Never returns.
 pub(super) async fn tell(
@@ -31,7 +36,10 @@ pub(super) async fn tell(
                 }
             }
         }
+        let untold = words(&status.borrow()).is_some_and(|text| told.as_ref() != Some(&text));
         tokio::select! {
+            // Its directory is there before it listens.
+            () = sleep(AGAIN), if untold => {}
             changed = status.changed() => if changed.is_err() { return std::future::pending().await },
             () = launcher.appeared() => told = None,
         }
