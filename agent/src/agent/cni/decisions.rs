@@ -243,7 +243,9 @@ mod tests {
     /// The agent's state is on a disk of its own.
     fn on_a_full_disk(dir: &Path) {
         let (disk, run) = (dir.join("disk"), dir.join("run"));
-        [&disk, &run].map(|dir| fs::create_dir(dir).unwrap());
+        for dir in [&disk, &run] {
+            fs::create_dir(dir).unwrap();
+        }
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
