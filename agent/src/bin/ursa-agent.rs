@@ -16,6 +16,7 @@ use ursa_agent::agent::node::NodeIdentity;
 use ursa_agent::agent::socket::{Request, ask};
 use ursa_agent::agent::status::AgentStatus;
 use ursa_agent::agent::{Reload, SetLogLevel};
+use ursa_agent::host::{self, DoctorOptions, JoinOptions, LeaveOptions};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,11 +24,14 @@ Examples:
   ursa-agent run             # as root, or with the capabilities in ursa-agent.service
   ursa-agent status
   ursa-agent status --json
+  ursa-agent join TICKET --unit web.service --port 8080   # a service of systemd's, into the mesh
+  ursa-agent leave --unit web.service                     # and out of it
+  ursa-agent doctor                                       # what is wrong, if anything is
 
 Each file in /etc/ursa/workloads.d is the Dataplane of one workload. Settings in /etc/ursa/agent.yaml
 can be variables, too: runDir is URSA_RUN_DIR.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage.";
+Exit codes: 0 done, 1 failed (doctor: something is wrong), 2 wrong usage.";
 
 /// Ursa's node agent: gives every service on this machine an Envoy, an identity and its place in the mesh.
 #[derive(Debug, Parser)]
@@ -51,13 +55,30 @@ enum Command {
         #[arg(long, value_name = "LEVEL")]
         log_level: Option<String>,
     },
-    /// Join this node to a control plane by a ticket from `ursa ticket create`.
+    /// Join this node to a control plane by a ticket from `ursa ticket create`, and a service of it to a mesh.
     Join {
-        /// The ticket; `-` reads it from standard input, where no process list shows it
-        ticket: String,
+        /// The ticket; `-` reads it from standard input, where no process list shows it. With --unit it isn't needed once
+        /// the node has joined
+        #[arg(required_unless_present = "unit")]
+        ticket: Option<String>,
         /// This machine's name as control shows it [default: the host name]
         #[arg(long)]
         name: Option<String>,
+        #[command(flatten)]
+        service: JoinOptions,
+    },
+    /// Take a service out of the mesh: what `join` made is removed, and the service runs on.
+    Leave(LeaveOptions),
+    /// Say what is wrong with this machine's part of the mesh; the exit code is 1 then.
+    Doctor(DoctorOptions),
+    /// What `join` runs in the service's place.
+    #[command(hide = true)]
+    SelfTestCall {
+        /// `host:port`
+        target: String,
+        /// Ask as HTTP does
+        #[arg(long)]
+        http: bool,
     },
     /// Show the workloads of this node: state, processes, certificate, configuration, errors.
     Status {
@@ -83,7 +104,8 @@ enum Command {
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("ursa-agent: {error:#}");
             ExitCode::FAILURE
@@ -91,20 +113,27 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
-    match cli.command {
+/// Whether all is well; only `doctor` says otherwise without an error.
+fn run(cli: Cli) -> anyhow::Result<bool> {
+    match &cli.command {
+        Command::SelfTestCall { target, http } => {
+            writeln!(io::stdout(), "{}", host::call_for_selftest(target, *http)?)?;
+            return Ok(true);
+        }
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "ursa-agent", &mut io::stdout());
-            return Ok(());
+            clap_complete::generate(*shell, &mut Cli::command(), "ursa-agent", &mut io::stdout());
+            return Ok(true);
         }
         Command::Man { dir: None } => {
-            return clap_mangen::Man::new(Cli::command())
+            clap_mangen::Man::new(Cli::command())
                 .render(&mut io::stdout())
-                .context("can't print the manual page");
+                .context("can't print the manual page")?;
+            return Ok(true);
         }
         Command::Man { dir: Some(dir) } => {
-            return clap_mangen::generate_to(Cli::command(), &dir)
-                .with_context(|| format!("can't write manual pages to {}", dir.display()));
+            clap_mangen::generate_to(Cli::command(), dir)
+                .with_context(|| format!("can't write manual pages to {}", dir.display()))?;
+            return Ok(true);
         }
         _ => {}
     }
@@ -129,10 +158,26 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             };
             runtime.block_on(ursa_agent::agent::run(config, reload))
         }
-        Command::Join { ticket, name } => runtime.block_on(join(&config, ticket, name)),
+        Command::Join { ticket, name, service } => {
+            let ticket = ticket.map(read_ticket).transpose()?;
+            match ticket {
+                Some(ticket) if service.unit.is_none() => runtime.block_on(join(&config, ticket, name)),
+                ticket => Ok(runtime.block_on(host::join(&config, ticket.as_deref(), name, &service))?),
+            }
+        }
+        Command::Leave(options) => Ok(runtime.block_on(host::leave(&config, &options))?),
+        Command::Doctor(options) => return Ok(runtime.block_on(host::doctor(&config, &options))?),
         Command::Status { json, metrics } => runtime.block_on(status(&config, json, metrics)),
-        Command::Completion { .. } | Command::Man { .. } => Ok(()),
+        Command::SelfTestCall { .. } | Command::Completion { .. } | Command::Man { .. } => Ok(()),
     }
+    .map(|()| true)
+}
+
+fn read_ticket(ticket: String) -> anyhow::Result<String> {
+    if ticket == "-" {
+        return io::read_to_string(io::stdin()).context("can't read the ticket from standard input");
+    }
+    Ok(ticket)
 }
 
 /// Starts logging; the result changes the level.
@@ -151,11 +196,6 @@ fn filter_of(level: &str) -> anyhow::Result<EnvFilter> {
 }
 
 async fn join(config: &AgentConfig, ticket: String, name: Option<String>) -> anyhow::Result<()> {
-    let ticket = if ticket == "-" {
-        io::read_to_string(io::stdin()).context("can't read the ticket from standard input")?
-    } else {
-        ticket
-    };
     // A running agent uses its new identity at once; without one, the files wait for it.
     let socket = config.socket();
     let (node_id, zone) = if tokio::net::UnixStream::connect(&socket).await.is_ok() {

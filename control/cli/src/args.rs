@@ -70,9 +70,18 @@ pub(crate) enum Command {
     /// Allow one workload to call another (writes a `MeshTrafficPermission`)
     #[command(after_help = examples::ALLOW)]
     Allow(AllowArgs),
-    /// Join this node with a ticket
+    /// Start this machine's control plane, and print a ticket and the command that uses it
+    #[command(after_help = examples::UP)]
+    Up(UpArgs),
+    /// Join this node with a ticket; with --unit, put a service of it into the mesh
     #[command(after_help = examples::JOIN)]
     Join(JoinArgs),
+    /// Take a service of this node out of the mesh; it runs on
+    #[command(disable_help_flag = true)]
+    Leave(AgentArgs),
+    /// Say what is wrong with this node's part of the mesh; the exit code is 1 then
+    #[command(disable_help_flag = true)]
+    Doctor(AgentArgs),
     /// Print the versions of this program and of the control plane
     Version(VersionArgs),
     /// Print a completion script
@@ -417,9 +426,37 @@ pub(crate) struct AllowArgs {
 }
 
 #[derive(Args)]
+pub(crate) struct UpArgs {
+    /// Mesh
+    #[arg(short, long, default_value = "default")]
+    pub(crate) mesh: String,
+    /// Workload that the node may run; may be repeated, * is any
+    #[arg(long = "workload", default_value = "*")]
+    pub(crate) workloads: Vec<String>,
+    /// How long the ticket may be used, as in 1h
+    #[arg(long, default_value = "1h")]
+    pub(crate) valid_for: String,
+    /// How many nodes may use it
+    #[arg(long)]
+    pub(crate) uses: Option<u32>,
+}
+
+/// What the agent's program is told as it is.
+#[derive(Args)]
+pub(crate) struct AgentArgs {
+    /// As `ursa-agent` takes them; --help lists them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) args: Vec<std::ffi::OsString>,
+}
+
+#[derive(Args)]
 pub(crate) struct JoinArgs {
     /// The ticket, from `ursa ticket create`; - reads it from standard input
     pub(crate) ticket: String,
+    /// Put this systemd service into the mesh, too: `ursa-agent join --help` lists what else can be said of it (--port,
+    /// --protocol, --slice, --dry-run, …)
+    #[arg(long, value_name = "UNIT")]
+    pub(crate) unit: Option<String>,
     /// Name of this node [default: its hostname]
     #[arg(long)]
     pub(crate) name: Option<String>,

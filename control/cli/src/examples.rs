@@ -93,7 +93,14 @@ Examples:
   ursa allow web backend                            # web may call backend
   ursa allow web backend --dry-run                  # the policy that would be written";
 
+pub(crate) const UP: &str = "\
+Examples:
+  ursa up
+  ursa up --workload web --workload backend --uses 2";
+
 pub(crate) const JOIN: &str = "\
 Examples:
   ursa join TICKET
+  ursa join TICKET --unit web.service --port 8080
+  ursa join TICKET --unit web.service --port 8080 --dry-run
   ssh control ursa ticket create --workload web | ursa join -";

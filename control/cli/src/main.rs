@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod agent;
 mod apply;
 mod args;
 mod client;
@@ -15,9 +16,16 @@ mod mesh;
 mod node;
 mod output;
 mod resources;
+mod up;
 mod version;
 
 fn main() -> ExitCode {
+    // A service's join is said to the agent's program as it is.
+    if let Some(args) = agent::service_join(std::env::args_os()) {
+        let Err(error) = agent::exec(args);
+        eprintln!("Error: {error:#}");
+        return ExitCode::FAILURE;
+    }
     let cli = args::Cli::parse();
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => match runtime.block_on(run(cli)) {
@@ -76,7 +84,10 @@ async fn execute(global: &args::Global, command: args::Command) -> anyhow::Resul
         Command::Config(args) => config::run(global, args).await,
         Command::Ticket(args) => mesh::ticket(global, args).await,
         Command::Allow(args) => mesh::allow(global, args).await,
+        Command::Up(args) => up::run(global, args).await,
         Command::Join(args) => mesh::join(&args).await,
+        Command::Leave(args) => agent::exec(agent::named("leave", args.args)).map(|never| match never {}),
+        Command::Doctor(args) => agent::exec(agent::named("doctor", args.args)).map(|never| match never {}),
         Command::Version(args) => version::run(global, &args).await,
         Command::Completion { shell } => {
             use clap::CommandFactory as _;

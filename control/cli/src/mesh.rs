@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use ursa_model::Resource;
 
+use crate::agent;
 use crate::apply;
 use crate::args::{AllowArgs, Global, JoinArgs, TicketArgs};
 use crate::config::Session;
@@ -111,12 +112,8 @@ pub(crate) async fn join(args: &JoinArgs) -> anyhow::Result<()> {
         say!("joined zone {} as node {}", text("zone"), text("nodeId"));
         Ok(())
     } else {
-        let mut command = std::process::Command::new(agent_program());
-        // Not as an argument, which a process list shows.
-        let (read, mut write) = std::io::pipe().context("cannot make a pipe")?;
-        std::io::Write::write_all(&mut write, ticket.as_bytes()).context("cannot pass the ticket on")?;
-        drop(write);
-        command.arg("join").arg("-").stdin(read);
+        let mut command = std::process::Command::new(agent::program());
+        command.arg("join").arg("-").stdin(agent::hidden(ticket)?);
         if let Some(name) = &args.name {
             command.arg("--name").arg(name);
         }
@@ -133,10 +130,4 @@ pub(crate) async fn join(args: &JoinArgs) -> anyhow::Result<()> {
             )
         })
     }
-}
-
-/// The agent of the same installation, else whichever is in the path.
-fn agent_program() -> std::path::PathBuf {
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("ursa-agent")));
-    beside.filter(|path| path.exists()).unwrap_or_else(|| "ursa-agent".into())
 }

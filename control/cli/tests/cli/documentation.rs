@@ -7,7 +7,7 @@ use crate::support::{Server, ursa};
 #[test]
 fn every_command_explains_itself_with_examples() {
     let commands =
-        ["apply", "get", "delete", "inspect", "generate", "config", "ticket", "node", "allow", "join"];
+        ["apply", "get", "delete", "inspect", "generate", "config", "ticket", "node", "allow", "up", "join"];
     for command in commands {
         let done = ursa(&[command, "--help"]);
         assert_eq!(done.code, 0);
