@@ -36,6 +36,7 @@ pub mod xds;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tracing::{info, warn};
@@ -62,6 +63,8 @@ struct Ready {
     /// systemd knows that we are ready.
     announced: bool,
     reexecs: u32,
+    /// The earlier program was told to stop.
+    stop: Option<Duration>,
     /// Why the installed binary did not take over.
     failure: Option<String>,
 }
@@ -150,6 +153,7 @@ fn prepare(config: &Config) -> anyhow::Result<Ready> {
         envoy: None,
         announced: false,
         reexecs: 0,
+        stop: None,
         failure: None,
     })
 }
@@ -160,7 +164,7 @@ fn take_over(config: &Config, left: Handover, failure: Option<String>) -> anyhow
         Some(_) => unit::directory(config.dir.as_deref())?,
         None => config.dir.clone().context("--dir is missing")?,
     };
-    let Handover { control, xds, lock, dns, settings, log_level, envoy, ready, reexecs, .. } = left;
+    let Handover { control, xds, lock, dns, settings, log_level, envoy, ready, reexecs, stop_ms, .. } = left;
     Ok(Ready {
         dir,
         directory: Directory::take_over(control, xds, lock).context("the sockets that were handed over")?,
@@ -168,6 +172,7 @@ fn take_over(config: &Config, left: Handover, failure: Option<String>) -> anyhow
         present: Present { settings, log_level },
         envoy: Some(Box::new(envoy)),
         announced: ready,
+        stop: stop_ms.map(Duration::from_millis),
         reexecs: if failure.is_some() { reexecs } else { reexecs + 1 },
         failure,
     })

@@ -56,6 +56,9 @@ pub(super) struct Handover {
     pub(super) ready: bool,
     #[serde(default)]
     pub(super) reexecs: u32,
+    /// It was told to stop while it let go, and how long that may take.
+    #[serde(default)]
+    pub(super) stop_ms: Option<u64>,
 }
 
 /// The sockets of the name server.
@@ -116,6 +119,7 @@ impl Handover {
             envoy,
             ready: false,
             reexecs: 0,
+            stop_ms: None,
         }
     }
 
@@ -143,7 +147,8 @@ impl Handover {
         serde_json::from_slice(text).map_err(|error| error.to_string())
     }
 
-    /// Replaces this process's program. Returns only if that failed; nothing is lost then.
+    /// Replaces this process's program, with signals held ([`hold_signals`]). Returns only if that failed; nothing is lost
+    /// then.
     pub(super) fn exec(&self, binary: &Path, arguments: &[OsString]) -> io::Error {
         let attempt = || -> io::Result<std::convert::Infallible> {
             // Stays open: no MFD_CLOEXEC.
@@ -159,11 +164,7 @@ impl Handover {
                 environment.push(CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())?);
             }
             environment.push(CString::new(format!("{VARIABLE}={}", state.as_raw_fd()))?);
-            let mut before = SigSet::empty();
-            sigprocmask(SigmaskHow::SIG_BLOCK, Some(&held()), Some(&mut before))?;
-            let failed = nix::unistd::execve(&program, &arguments, &environment);
-            sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-            Ok(failed?)
+            Ok(nix::unistd::execve(&program, &arguments, &environment)?)
         };
         match attempt() {
             Ok(never) => match never {},
@@ -178,6 +179,11 @@ fn taken(variable: &str) -> Option<OsString> {
     // SAFETY: the caller is on the main thread, before any other exists.
     unsafe { std::env::remove_var(variable) };
     Some(value)
+}
+
+/// Holds back signals for this thread, until the next program takes them.
+pub(super) fn hold_signals() -> io::Result<()> {
+    Ok(sigprocmask(SigmaskHow::SIG_BLOCK, Some(&held()), None)?)
 }
 
 /// Lets signals through that were held while the program was replaced. Call it when they have handlers.
@@ -266,6 +272,7 @@ mod tests {
             envoy: Snapshot::default(),
             ready: true,
             reexecs: 3,
+            stop_ms: None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! A shim at work: everything that runs between its start and its end, or its replacement.
 
+use std::cell::Cell;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use anyhow::Context as _;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::arguments::Config;
@@ -32,6 +33,8 @@ use crate::notify::Notifier;
 const RETRY: Duration = Duration::from_secs(1);
 /// How often is looked whether the redirect is in place, as long as it isn't.
 const REDIRECT_LOOK: Duration = Duration::from_millis(100);
+/// How long a signal may take from its handler to whoever waits for it.
+const ON_ITS_WAY: Duration = Duration::from_millis(2);
 /// How often systemd hears that stopping still makes progress, and for how long each word counts.
 const STOPPING_LOOK: Duration = Duration::from_secs(5);
 const STOPPING_EXTENSION: Duration = Duration::from_secs(20);
@@ -45,7 +48,17 @@ pub(super) async fn serve(
     set_log_level: SetLogLevel,
     span: tracing::Span,
 ) -> anyhow::Result<Option<Box<Handover>>> {
-    let Ready { dir, directory, sockets, present, envoy: left, announced, reexecs, failure } = ready;
+    let Ready {
+        dir,
+        directory,
+        sockets,
+        present,
+        envoy: left,
+        announced,
+        reexecs,
+        stop: told_to_stop,
+        failure,
+    } = ready;
     let Directory { control: control_socket, xds: xds_socket, lock } = directory;
     let notifier = Notifier::from_env().context("cannot talk to the service manager")?;
     let mut signals = Signals::new().context("cannot listen for signals")?;
@@ -124,13 +137,19 @@ pub(super) async fn serve(
         }
         std::future::pending::<()>().await;
     };
+    let drain_time = || work.launch.borrow().as_ref().map_or(Duration::ZERO, |launch| launch.drain_time);
+    let ordered = Cell::new(told_to_stop);
     let stopping = async {
-        let drain_time = || work.launch.borrow().as_ref().map_or(Duration::ZERO, |launch| launch.drain_time);
-        let drain = tokio::select! {
-            drain = stopped.recv() => drain.unwrap_or_default(),
-            _ = signals.terminate.recv() => drain_time(),
-            _ = signals.interrupt.recv() => drain_time(),
+        let drain = if let Some(drain) = ordered.get() {
+            drain
+        } else {
+            tokio::select! {
+                drain = stopped.recv() => drain.unwrap_or_default(),
+                _ = signals.terminate.recv() => drain_time(),
+                _ = signals.interrupt.recv() => drain_time(),
+            }
         };
+        ordered.set(Some(drain));
         info!(?drain, "stopping");
         notifier.tell(&["STOPPING=1"]);
         if envoy.commands.send(Command::Stop(drain)).await.is_err() {
@@ -181,9 +200,22 @@ pub(super) async fn serve(
         () = configure => return Ok(None),
     };
     let Ended::HandedOver(envoy) = ended else { return Ok(None) };
+    handover::hold_signals().context("cannot hold signals")?;
     names.stop();
     if let Err(error) = naming.await {
         warn!(%error, "the name server ended");
+    }
+    // What came before they were held is on its way within this process: nobody but the next program could act on it.
+    let late = async {
+        tokio::select! {
+            // Whoever could still send is gone.
+            Some(drain) = stopped.recv() => drain,
+            _ = signals.terminate.recv() => drain_time(),
+            _ = signals.interrupt.recv() => drain_time(),
+        }
+    };
+    if ordered.get().is_none() {
+        ordered.set(timeout(ON_ITS_WAY, late).await.ok());
     }
     let present = work.present().clone();
     let state = || -> io::Result<Handover> {
@@ -198,6 +230,7 @@ pub(super) async fn serve(
             envoy: *envoy,
             ready: told_ready.load(Ordering::Relaxed),
             reexecs,
+            stop_ms: ordered.get().map(|drain| u64::try_from(drain.as_millis()).unwrap_or(u64::MAX)),
         })
     };
     Ok(Some(Box::new(state().context("cannot hand over")?)))

@@ -6,10 +6,13 @@ use super::protocol::{EnvoyState, EnvoyStatus, XdsRole};
 pub(super) fn words(envoy: &EnvoyStatus, xds: XdsRole) -> String {
     let version =
         envoy.version.as_deref().and_then(short).map(|version| format!(" {version}")).unwrap_or_default();
-    let waiting = envoy.waiting.as_deref().unwrap_or("nothing that it names");
     match envoy.state {
-        EnvoyState::Waiting => format!("Waiting for {waiting}"),
-        EnvoyState::Starting => format!("Envoy is starting; it waits for {waiting}"),
+        EnvoyState::Waiting | EnvoyState::Starting => match (&envoy.waiting, envoy.pid) {
+            (Some(waiting), None) => format!("Waiting for {waiting}"),
+            (Some(waiting), Some(_)) => format!("Envoy is starting; it waits for {waiting}"),
+            (None, None) => "Starting".to_owned(),
+            (None, Some(_)) => "Envoy is starting".to_owned(),
+        },
         EnvoyState::Live => {
             let source = match xds {
                 XdsRole::Agent => "configured by the agent",

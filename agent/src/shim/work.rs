@@ -138,7 +138,8 @@ impl Work {
         let (answer, answered) = oneshot::channel();
         self.command(Command::Ping(answer))?;
         match timeout(PATIENCE, answered).await {
-            Ok(_) => Ok(()),
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err("this shim is being stopped or replaced; try again".into()),
             Err(_) => Err("Envoy's supervisor is still busy; the status tells when it is done".into()),
         }
     }

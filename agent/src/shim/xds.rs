@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::handover;
 use super::protocol::XdsRole;
 
 /// How long an agent has to attach before the shim answers itself. An Envoy that connects meanwhile waits in the
@@ -129,11 +130,15 @@ impl Xds {
         let attached = async { drop(holder.wait_for(Option::is_some).await) };
         tokio::pin!(attached);
         let stop = CancellationToken::new();
+        // Also when this future is dropped: another program goes on then, and must be alone.
+        let _ends = stop.clone().drop_guard();
         let (ended, end) = oneshot::channel();
         let started = self.listener.try_clone().and_then(|listener| {
             let (stop, span) = (stop.clone(), tracing::Span::current());
             std::thread::Builder::new().name("last-good".into()).spawn(move || {
                 let _span = span.entered();
+                // Signals are for the main thread, which knows when they must wait.
+                let _ = handover::hold_signals();
                 // The receiver lives as long as the shim.
                 let _ = ended.send(serve_on_this_thread(&*fallback, &last_good, listener, &stop));
             })

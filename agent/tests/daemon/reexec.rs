@@ -92,6 +92,7 @@ async fn a_binary_that_cannot_take_over_changes_nothing() {
     sidecar.hears_status("cannot replace this shim, which goes on").await;
     assert_eq!(client.status().await.unwrap().reexecs, 0);
 
+    one_serves(sidecar.pid()).await;
     // One that is gone when it matters: everything was let go of already, and is taken up again.
     sidecar.install("#!/bin/sh\nrm \"$0\"; echo '{\"takes_over\":1,\"version\":\"9\"}'\n");
     client.re_exec().await.unwrap();
@@ -101,6 +102,11 @@ async fn a_binary_that_cannot_take_over_changes_nothing() {
     assert_eq!((status.pid, status.reexecs, status.envoy.pid), (sidecar.pid(), 0, envoy.pid));
     assert_eq!(status.envoy.state, EnvoyState::Live);
     sidecar.hears_status("cannot be executed").await;
+    // Nothing of the program that gave up is left beside itself.
+    one_serves(status.pid).await;
+    // A second one would come after half a second without an agent.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    one_serves(status.pid).await;
     assert_eq!(sidecar.lab.resolve("backend.svc.mesh.local.", RecordType::A).0, ResponseCode::NoError);
     load.finish();
 
@@ -148,6 +154,45 @@ async fn one_that_waits_or_backs_off_or_drains_is_replaced_too() {
     let mut states = client.envoy();
     let drained = states.wait_for(|envoy| envoy.state == EnvoyState::Draining && envoy.drained);
     timeout(PATIENCE, drained).await.expect("the drain was forgotten").unwrap();
+}
+
+/// Waits until one thread of the shim serves the last good configuration.
+async fn one_serves(pid: i32) {
+    let servers = || {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
+        names.filter(|name| name.trim() == "last-good").count()
+    };
+    let one = async {
+        while servers() != 1 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, one).await.expect("none or several threads serve the last good configuration");
+}
+
+/// Whenever the order to stop comes, it is heard.
+#[tokio::test]
+async fn one_that_is_told_to_stop_while_it_is_replaced_stops() {
+    for wait in [0, 1, 2, 3, 5, 8, 13, 21, 34] {
+        let mut sidecar = Sidecar::new("late");
+        sidecar.leave_settings();
+        sidecar.start(&[]);
+        sidecar.hears_line("READY=1").await;
+        let client = sidecar.client().await;
+        let envoy = live(&client, None).await;
+        client.re_exec().await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(wait)).await;
+        sidecar.signal(Signal::SIGTERM);
+        sidecar.hears_line("STOPPING=1").await;
+        gone(sidecar.pid()).await;
+        gone(envoy.pid.unwrap()).await;
+        assert!(
+            sidecar.child.as_mut().unwrap().wait().unwrap().success(),
+            "after {wait} ms: {}",
+            sidecar.log()
+        );
+    }
 }
 
 #[tokio::test]

@@ -62,11 +62,14 @@ async fn it_waits_for_its_settings_and_is_ready_when_envoy_is_live() {
     };
     timeout(PATIENCE, former).await.expect("the former port is kept");
 
-    // Envoy comes back within a second, and systemd needn't know.
+    // Another Envoy is started within a second, and systemd needn't know.
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(envoy.pid.unwrap()), Signal::SIGKILL).unwrap();
     let begun = tokio::time::Instant::now();
-    live(&client, envoy.pid).await;
+    let mut states = client.envoy();
+    let next = states.wait_for(|now| now.pid.is_some() && now.pid != envoy.pid);
+    timeout(PATIENCE, next).await.unwrap().unwrap();
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    live(&client, envoy.pid).await;
 
     sidecar.signal(Signal::SIGTERM);
     sidecar.hears_line("STOPPING=1").await;

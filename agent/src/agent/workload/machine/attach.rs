@@ -144,10 +144,18 @@ impl Life {
             log_level: config.log_level.clone(),
         };
         let file = dir.join(SETTINGS_FILE);
-        serde_json::to_vec(&settings)
+        let kept = serde_json::to_vec(&settings)
             .map_err(std::io::Error::other)
-            .and_then(|text| write_atomic(&file, &text, 0o600, Some(self.reader())))
-            .map_err(|error| format!("can't write {}: {error}", file.display()))?;
+            .and_then(|text| write_atomic(&file, &text, 0o600, Some(self.reader())));
+        if let Err(error) = kept {
+            // A full disk is no reason to serve nobody: the shim gets them from us as well.
+            let text = format!(
+                "can't write {}: {error}; without an agent the sidecar would start with older settings, or wait",
+                file.display()
+            );
+            tracing::warn!(workload = %self.id, error = %text, "the sidecar's settings aren't kept");
+            self.disk_error.send_replace(Some(text));
+        }
         client.configure(settings).await.map_err(|error| chain(&error))
     }
 
