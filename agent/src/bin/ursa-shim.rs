@@ -39,9 +39,9 @@ enum Command {
     Drain {
         #[command(flatten)]
         target: Target,
-        /// How long connections may take to end; then this returns as well.
-        #[arg(long, value_name = "SECONDS", default_value_t = 5)]
-        deadline: u64,
+        /// How long connections may take to end; then this returns as well. As the agent's `drainSeconds` unless given.
+        #[arg(long, value_name = "SECONDS")]
+        deadline: Option<u64>,
     },
     /// Make a sidecar that was drained take inbound connections again, and wait until it does. For ExecStartPre= of the
     /// service: it is restarted without its sidecar.
@@ -92,9 +92,13 @@ fn obey(command: Command) -> Result<String, String> {
         })
     };
     match command {
+        // systemd runs ExecStop= also after a service that ended by itself, and says so: nobody is left to call it.
+        Command::Drain { target, .. } if std::env::var_os("EXIT_CODE").is_some() => {
+            Ok(format!("{} has ended already; nothing to drain\n", target.service))
+        }
         Command::Drain { target, deadline } => ask(&|| {
             let target = target.clone();
-            Box::pin(async move { operator::drain(&target, Duration::from_secs(deadline)).await })
+            Box::pin(async move { operator::drain(&target, deadline.map(Duration::from_secs)).await })
         }),
         Command::Resume { target } => ask(&|| {
             let target = target.clone();

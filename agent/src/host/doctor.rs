@@ -403,12 +403,18 @@ async fn shim(findings: &mut Findings, workload: &WorkloadStatus) {
     let name = format!("{}.{}", workload.mesh, workload.name);
     match tokio::time::timeout(ANSWER, ShimClient::connect(&dir)).await {
         Ok(Ok(shim)) => {
-            let version = &shim.hello().version;
+            let (version, current) = (&shim.hello().version, !shim.hello().outdated);
             let or = format!(
                 "its shim is of version {version}: `systemctl reload {}` replaces it in place",
                 crate::launcher::unit::unit_name(&workload.id)
             );
-            findings.judge(version == VERSION, &name, format!("shim of version {version}"), Level::Note, or);
+            findings.judge(
+                version == VERSION && current,
+                &name,
+                format!("shim of version {version}"),
+                Level::Note,
+                or,
+            );
         }
         Ok(Err(error)) => findings.add(Level::Wrong, &name, join::with_causes(&error)),
         Err(_) => findings.add(Level::Wrong, &name, "its shim doesn't answer"),
@@ -424,8 +430,8 @@ mod tests {
         let json = serde_json::json!({
             "id": "web", "mesh": "default", "name": "web-1", "origin": "f", "state": "ready", "since": 1000, "error": null,
             "lastError": null, "registration": "registered", "shimPid": 7, "shimOrigin": "adopted",
-            "envoy": EnvoyReport::default(), "certificate": {"secret_name": "s", "spiffe_id": "spiffe://m/workload/web",
-            "generation": "g", "issued_at": 1000, "renew_at": 2000, "not_after": 3000}, "certificateError": null,
+            "envoy": EnvoyReport::default(), "certificate": {"secretName": "s", "spiffeId": "spiffe://m/workload/web",
+            "generation": "g", "issuedAt": 1000, "renewAt": 2000, "notAfter": 3000}, "certificateError": null,
             "configSource": "live", "rejections": [], "names": 3, "diskError": null
         });
         serde_json::from_value(json).expect("a workload's status")

@@ -12,6 +12,9 @@ use super::{HostError, Result};
 use crate::agent::config::AgentConfig;
 use crate::agent::workload::{Origin, WorkloadSpec};
 
+/// Where the package puts the shim.
+const SHIM: &str = "/usr/libexec/ursa/ursa-shim";
+
 /// The unit of the redirect of all that lives in the machine's own network namespace.
 pub(super) const HOST_REDIRECT: &str = "ursa-redirect.service";
 const VERSION: u32 = 1;
@@ -326,9 +329,15 @@ pub(super) fn files(record: &Record, ids: Ids, config: &AgentConfig) -> Files {
         let path = units.join(format!("{}.d/10-ursa.conf", record.redirect()));
         drop_ins.push(file(path, &format!("[Service]\n{netns}")));
     }
-    let mut app = format!("[Unit]\nWants={0}\nAfter={0}\n", record.sidecar());
+    // Callers are sent elsewhere before it stops, and come back when it starts, because its sidecar runs on meanwhile. As
+    // root (+), who may always ask the sidecar, and whatever comes of it (-) the service's own matter goes on.
+    let mut app = format!(
+        "[Unit]\nWants={0}\nAfter={0}\n\n[Service]\nExecStartPre=+-{SHIM} resume --service {service}\n\
+         ExecStop=+-{SHIM} drain --service {service}\n",
+        record.sidecar()
+    );
     if let Apart::Slice(slice) = &record.settings.apart {
-        let _ = write!(app, "\n[Service]\nSlice={slice}\n");
+        let _ = writeln!(app, "Slice={slice}");
     }
     let user = format!("u {} -:ursa-proxy \"Sidecar of {}\" / -\n", record.user, record.settings.unit);
     let redirect = match netns {

@@ -95,7 +95,9 @@ fn a_service_with_a_user_of_its_own_is_told_apart_by_it() {
     );
     assert_eq!(
         body(&files, "/etc/systemd/system/web.service.d/50-ursa.conf"),
-        "[Unit]\nWants=ursa-sidecar@web.service\nAfter=ursa-sidecar@web.service\n"
+        "[Unit]\nWants=ursa-sidecar@web.service\nAfter=ursa-sidecar@web.service\n\n[Service]\nExecStartPre=+-\
+         /usr/libexec/ursa/ursa-shim resume --service web\nExecStop=+-/usr/libexec/ursa/ursa-shim drain --service \
+         web\n"
     );
     let workload = body(&files, "/etc/ursa/workloads.d/web.yaml");
     let spec = WorkloadSpec::from_yaml(workload, Origin::File("f".into()), &AgentConfig::default()).unwrap();
@@ -144,7 +146,7 @@ fn a_slice_is_asked_for_where_a_user_says_nothing() {
         );
         assert!(
             body(&files, "/etc/systemd/system/web.service.d/50-ursa.conf")
-                .contains("[Service]\nSlice=ursa-web.slice\n")
+                .ends_with("--service web\nSlice=ursa-web.slice\n")
         );
     }
     assert!(Machine::refused(|m| m.uid = None).contains("no such user"));

@@ -11,8 +11,10 @@ use super::unit;
 
 /// How much longer than its deadline a drain may take to be told.
 const SLACK: Duration = Duration::from_secs(10);
-/// How long a new Envoy may take to be live.
-const START: Duration = Duration::from_secs(90);
+/// The longest that a drain whose deadline the shim knows is waited for.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// How long a new Envoy is waited for. It goes on starting, and the service must not fail for it.
+const START: Duration = Duration::from_secs(10);
 
 /// Whose sidecar.
 #[derive(Debug, Clone, clap::Args)]
@@ -46,18 +48,19 @@ pub enum OperatorError {
     Late(Duration),
 }
 
-/// Asks inbound connections to go and returns once they have, or the deadline has passed, with words for the operator.
-/// Where no sidecar runs there is nothing to drain.
-pub async fn drain(target: &Target, deadline: Duration) -> Result<String, OperatorError> {
+/// Asks inbound connections to go and returns once they have, or the deadline (the agent's `drainSeconds` when absent) has
+/// passed, with words for the operator. Where no sidecar runs there is nothing to drain.
+pub async fn drain(target: &Target, deadline: Option<Duration>) -> Result<String, OperatorError> {
     let Some(client) = connect(&target.dir()).await? else {
         return Ok(format!("the sidecar of {} does not run; nothing to drain", target.service));
     };
-    client.drain(Some(deadline)).await?;
+    client.drain(deadline).await?;
     let over = |envoy: &EnvoyStatus| envoy.drained || envoy.state != EnvoyState::Draining;
-    let envoy = wait(target, &client, deadline + SLACK, over).await?;
+    let patience = deadline.map_or(LONGEST, |deadline| deadline + SLACK);
+    let envoy = wait(target, &client, patience, over).await?;
     Ok(match envoy.inbound {
         _ if !envoy.drained => "Envoy does not run; nothing to drain".to_owned(),
-        Some(left @ 1..) => format!("{left} inbound connections did not end within {deadline:?}"),
+        Some(left @ 1..) => format!("{left} inbound connections did not end in time"),
         _ => "no inbound connection is left".to_owned(),
     })
 }

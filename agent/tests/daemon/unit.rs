@@ -194,10 +194,7 @@ async fn a_drain_waits_for_connections_and_a_new_envoy_takes_them_again() {
     let draining = drain("1", 0);
     let output = tokio::task::spawn_blocking(move || draining.wait_with_output().unwrap()).await.unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success() && said.contains("1 inbound connections did not end within 1s"),
-        "{said}"
-    );
+    assert!(output.status.success() && said.contains("1 inbound connections did not end in time"), "{said}");
     kept.get().unwrap();
     // Drained is drained: stopping doesn't wait again.
     let begun = tokio::time::Instant::now();

@@ -75,8 +75,8 @@ fn machine(lab: &mut Lab, drop_in: &str) -> Vm {
         (
             "/etc/systemd/system/web.service.d/50-ursa.conf",
             format!(
-                "[Unit]\nWants={SIDECAR}\nAfter={SIDECAR}\n[Service]\nExecStartPre=+{SHIM} resume --service web\n\
-                 ExecStop=+{SHIM} drain --service web --deadline 20\n"
+                "[Unit]\nWants={SIDECAR}\nAfter={SIDECAR}\n[Service]\nExecStartPre=+-{SHIM} resume --service web\n\
+                 ExecStop=+-{SHIM} drain --service web --deadline 20\nRestart=always\nRestartSec=100ms\n"
             ),
         ),
         (
@@ -211,7 +211,7 @@ fn a_boot_without_an_agent_serves_what_was_left_within_its_memory_and_a_stop_dra
     assert_eq!(web.state().unwrap().active, "deactivating");
     let answer = client.get_kept(&url).unwrap();
     assert!(answer.ok() && answer.kept, "{}", answer.brief());
-    let service = web.wait("active", SOON).unwrap();
+    web.wait("active", SOON).unwrap();
     // Restarted without its sidecar, whose new Envoy takes connections again.
     let after = sidecar.state().unwrap();
     assert_eq!((after.main_pid, after.restarts), (state.main_pid, 0));
@@ -220,12 +220,19 @@ fn a_boot_without_an_agent_serves_what_was_left_within_its_memory_and_a_stop_dra
     let mut fresh = Client::start(&lab, &other).unwrap();
     assert!(fresh.get_kept(&url).unwrap().ok());
     assert!(fresh.get_kept(&url).unwrap().kept, "it asks nobody to go any more");
+
+    // A service that dies has nothing to be drained: it is back at once, and its sidecar's connections are as they were.
+    let running = envoy(&vm);
+    web.kill("main", "KILL").unwrap();
+    let soon = Duration::from_secs(10);
+    web.wait_until("to come back", soon, |state| state.restarts == 1 && state.active == "active").unwrap();
+    assert!(fresh.get_kept(&url).unwrap().kept);
+    assert_eq!(envoy(&vm), running);
     drop((client, fresh));
 
     web.stop().unwrap();
     sidecar.wait("inactive", SOON).unwrap();
     assert!(vm.running("envoy").is_empty());
-    assert_eq!(service.restarts, 0);
     let said = sidecar.journal().unwrap();
     assert!(said.iter().any(|entry| entry.message.contains("Envoy is stopped")), "stopped in order");
 }
