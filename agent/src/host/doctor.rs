@@ -137,7 +137,7 @@ fn agent(findings: &mut Findings, status: &AgentStatus, now: i64) {
     );
     match (&status.node_id, status.node_certificate_until) {
         (None, _) => {
-            findings.add(Level::Wrong, "node", "it hasn't joined a control plane; `ursa join TICKET`")
+            findings.add(Level::Wrong, "node", "it hasn't joined a control plane; `ursa join TICKET`");
         }
         (Some(id), Some(until)) if until <= now => {
             let text = format!(
@@ -146,7 +146,11 @@ fn agent(findings: &mut Findings, status: &AgentStatus, now: i64) {
             findings.add(Level::Wrong, "node", text);
         }
         (Some(id), _) => {
-            findings.add(Level::Ok, "node", format!("{id} in zone {}", status.zone.as_deref().unwrap_or("?")))
+            findings.add(
+                Level::Ok,
+                "node",
+                format!("{id} in zone {}", status.zone.as_deref().unwrap_or("?")),
+            );
         }
     }
     let control = status.control_plane.as_deref().unwrap_or("unknown");
@@ -250,7 +254,7 @@ async fn clock(findings: &mut Findings, config: &AgentConfig) {
         }
         Ok((Err(error), date)) => findings.add(Level::Note, "clock", format!("no date in {date}: {error}")),
         Err(why) => {
-            findings.add(Level::Note, "clock", format!("can't be compared with the control plane's: {why}"))
+            findings.add(Level::Note, "clock", format!("can't be compared with the control plane's: {why}"));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `join --unit`: a service of this machine becomes part of a mesh.
 
-use std::path::Path;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -12,7 +13,7 @@ use super::facts::Service;
 use super::options::JoinOptions;
 use super::plan::{self, Facts, Files, HOST_REDIRECT};
 use super::record::{self, Apart, Record, Records};
-use super::show::{Steps, print};
+use super::show::{Steps, note, print};
 use super::{HostError, Result, names, selftest, system};
 use crate::agent::config::AgentConfig;
 use crate::agent::node::NodeIdentity;
@@ -88,7 +89,7 @@ pub async fn join(
     let again = known.iter().any(|one| one.service == service);
     if !again {
         refuse_strange_files(&record)?;
-        record.folders = system::missing_folders(record.files.iter().map(|path| path.as_path()));
+        record.folders = system::missing_folders(record.files.iter().map(PathBuf::as_path));
         record.enables = [SOCKET, HOST_REDIRECT]
             .into_iter()
             .filter(|unit| *unit != HOST_REDIRECT || !matches!(record.settings.apart, Apart::Namespace(_)))
@@ -108,7 +109,7 @@ pub async fn join(
     let steps = &join.steps;
     match outcome {
         Ok(()) if steps.changes() == 0 => {
-            print(&format!("{}.service was in the mesh already; nothing changed", service))
+            print(&format!("{service}.service was in the mesh already; nothing changed"));
         }
         Ok(()) => {}
         Err(error) => {
@@ -180,7 +181,7 @@ impl Join<'_> {
         let node_dir = uses.map(|_| self.config.node_dir().display().to_string());
         let joined = match (&uses, node) {
             (Some(given), _) => format!("joins the control plane at {}", given.ticket.address),
-            (None, Some(node)) => self.describe_node(&node.zone, &node.node_id),
+            (None, Some(node)) => describe_node(&node.zone, &node.node_id),
             (None, None) => "joined".to_owned(),
         };
         self.steps.step("node", &joined, &node_dir.into_iter().collect::<Vec<_>>());
@@ -197,7 +198,7 @@ impl Join<'_> {
         self.steps.step("sidecar", &format!("{sidecar} with Envoy"), &change);
         if options.restart || self.must_move() {
             let unit = self.record.settings.unit.clone();
-            self.steps.step("restart", &format!("{unit} is restarted"), &[unit.clone()]);
+            self.steps.step("restart", &format!("{unit} is restarted"), std::slice::from_ref(&unit));
         }
         match self.steps.changes() {
             0 => print("nothing would change"),
@@ -206,10 +207,6 @@ impl Join<'_> {
                 self.record.settings.unit
             )),
         }
-    }
-
-    fn describe_node(&self, zone: &str, id: &str) -> String {
-        format!("node {id} of zone {zone}")
     }
 
     fn describe_units(&self) -> String {
@@ -228,7 +225,7 @@ impl Join<'_> {
         if !matches!(self.record.settings.apart, Apart::Namespace(_)) {
             let ssh: Vec<_> = ursa_init::ssh::ports().ports.iter().map(ToString::to_string).collect();
             if !ssh.is_empty() {
-                text.push_str(&format!("; sshd's port {} is left alone", ssh.join(", ")));
+                let _ = write!(text, "; sshd's port {} is left alone", ssh.join(", ")); // a String takes it
             }
         }
         text
@@ -255,7 +252,7 @@ impl Join<'_> {
         let files = self.make_user()?;
         self.make_units(&files)?;
         self.make_redirect(&files).await?;
-        let made = self.write(&[&files.workload])?;
+        let made = write_all(&[&files.workload])?;
         let text = self.describe_workload();
         self.steps.step("workload", &text, &made);
         self.start(options).await?;
@@ -266,28 +263,16 @@ impl Join<'_> {
         Ok(())
     }
 
-    fn write(&self, files: &[&plan::Made]) -> Result<Vec<String>> {
-        let mut changed = Vec::new();
-        for file in files {
-            if system::write(file)? {
-                changed.push(file.path.display().to_string());
-            }
-        }
-        Ok(changed)
-    }
-
     async fn join_node(&mut self, node_name: Option<String>) -> Result<()> {
         let mut changed = Vec::new();
-        for unit in [SOCKET] {
-            if self.record.enables.iter().any(|one| one == unit)
-                && !system::succeeds("systemctl", &["is-enabled", "--quiet", unit])
-            {
-                system::run("systemctl", &["enable", "--quiet", unit])?;
-                changed.push(unit.to_owned());
-            }
-            if !system::succeeds("systemctl", &["is-active", "--quiet", unit]) {
-                system::run("systemctl", &["start", unit])?;
-            }
+        if self.record.enables.iter().any(|one| one == SOCKET)
+            && !system::succeeds("systemctl", &["is-enabled", "--quiet", SOCKET])
+        {
+            system::run("systemctl", &["enable", "--quiet", SOCKET])?;
+            changed.push(SOCKET.to_owned());
+        }
+        if !system::succeeds("systemctl", &["is-active", "--quiet", SOCKET]) {
+            system::run("systemctl", &["start", SOCKET])?;
         }
         let socket = self.config.socket();
         let given = self.ticket.as_ref().filter(|given| self.record.ticket.as_ref() != Some(&given.digest));
@@ -298,7 +283,7 @@ impl Join<'_> {
             changed.push(self.config.node_dir().display().to_string());
             let text = format!(
                 "{}, by the control plane at {}",
-                self.describe_node(&get("zone"), &get("nodeId")),
+                describe_node(&get("zone"), &get("nodeId")),
                 given.ticket.address
             );
             self.record.ticket = Some(given.digest.clone());
@@ -309,7 +294,7 @@ impl Join<'_> {
             let id = status.node_id.ok_or_else(|| {
                 HostError::new("the running agent has no identity, although one is on this disk; `systemctl restart ursa-agent`")
             })?;
-            self.describe_node(status.zone.as_deref().unwrap_or("?"), &id)
+            describe_node(status.zone.as_deref().unwrap_or("?"), &id)
         };
         self.steps.step("node", &text, &changed);
         Ok(())
@@ -318,7 +303,7 @@ impl Join<'_> {
     fn make_user(&mut self) -> Result<Files> {
         // The file is the same whatever number the user gets.
         let any = plan::files(&self.record, plan::Ids { uid: 0, gid: 0 }, self.config);
-        let mut changed = self.write(&[&any.user])?;
+        let mut changed = write_all(&[&any.user])?;
         let was = system::ids(&self.record.user);
         let ids = system::make_user(&any.user.path, &self.record.user)?;
         if was.is_none() {
@@ -335,7 +320,7 @@ impl Join<'_> {
     fn make_units(&mut self, files: &Files) -> Result<()> {
         let mut all: Vec<&plan::Made> = files.units.iter().collect();
         all.push(&files.app);
-        let changed = self.write(&all)?;
+        let changed = write_all(&all)?;
         if !changed.is_empty() || !self.record.complete {
             system::run("systemctl", &["daemon-reload"])?;
         }
@@ -345,7 +330,7 @@ impl Join<'_> {
     }
 
     async fn make_redirect(&mut self, files: &Files) -> Result<()> {
-        let mut changed = self.write(&[&files.redirect])?;
+        let mut changed = write_all(&[&files.redirect])?;
         let unit = self.record.redirect();
         if self.record.enables.contains(&unit)
             && !system::succeeds("systemctl", &["is-enabled", "--quiet", &unit])
@@ -408,7 +393,7 @@ impl Join<'_> {
         let moves = self.must_move();
         if !self.app.is_up() && !options.restart {
             self.steps.step("sidecar", &format!("{sidecar} starts with {unit}, which doesn't run now"), &[]);
-            self.steps.note(&format!(
+            note(&format!(
                 "`systemctl start {unit}`, then this command again: it tests the way through the mesh"
             ));
             return Ok(());
@@ -427,13 +412,13 @@ impl Join<'_> {
         if options.restart || moves {
             system::run("systemctl", &["restart", &unit])?;
             let why = if moves { "it runs in its slice now" } else { "as --restart says" };
-            self.steps.step("restart", &format!("{unit} was restarted: {why}"), &[unit.clone()]);
+            self.steps.step("restart", &format!("{unit} was restarted: {why}"), std::slice::from_ref(&unit));
             if !self.app.is_up() {
                 let workload = self.wait_ready().await?;
                 self.show_ready(&workload, began, &changed);
             }
         } else {
-            self.steps.note(&format!(
+            note(&format!(
                 "{unit} runs on, since {}: connections that it had before go past the mesh until they end (--restart ends them)",
                 self.app.since
             ));
@@ -506,4 +491,19 @@ pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Writes what isn't there yet, or differs.
+fn write_all(files: &[&plan::Made]) -> Result<Vec<String>> {
+    let mut changed = Vec::new();
+    for file in files {
+        if system::write(file)? {
+            changed.push(file.path.display().to_string());
+        }
+    }
+    Ok(changed)
+}
+
+fn describe_node(zone: &str, id: &str) -> String {
+    format!("node {id} of zone {zone}")
 }

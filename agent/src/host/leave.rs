@@ -9,7 +9,7 @@ use ursa_init::watch::State;
 use super::options::LeaveOptions;
 use super::plan::HOST_REDIRECT;
 use super::record::{self, Apart, Record, Records};
-use super::show::{Steps, print};
+use super::show::{Steps, note, print};
 use super::{HostError, Result, names, system};
 use crate::agent::config::AgentConfig;
 
@@ -117,7 +117,7 @@ async fn undo(
     if let Apart::Slice(slice) = &record.settings.apart
         && system::service(unit).is_ok_and(|app| app.is_up())
     {
-        steps.note(&format!(
+        note(&format!(
             "{unit} stays in {slice} until it is restarted, which makes no difference to its traffic"
         ));
     }
@@ -184,9 +184,10 @@ async fn remove_redirect(record: &Record, unit: &str, last: bool) -> Result<Vec<
 /// Whether anything of this machine is to be redirected.
 fn holds_anything() -> bool {
     let parts = fs::read_dir("/etc/ursa/redirect.d").into_iter().flatten().flatten();
-    let yaml = |name: &str| !name.starts_with('.') && (name.ends_with(".yaml") || name.ends_with(".yml"));
+    let yaml = |path: &Path| path.extension().is_some_and(|kind| kind == "yaml" || kind == "yml");
+    let hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     Path::new("/etc/ursa/redirect.yaml").exists()
-        || parts.into_iter().any(|entry| yaml(&entry.file_name().to_string_lossy()))
+        || parts.into_iter().map(|entry| entry.path()).any(|path| yaml(&path) && !hidden(&path))
 }
 
 /// The agent drains and stops it; where it doesn't, because it doesn't run, systemd does.

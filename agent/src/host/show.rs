@@ -22,11 +22,6 @@ impl Steps {
         print(&line(self.dry, name, text, changed));
     }
 
-    /// Something that the operator should know.
-    pub(super) fn note(&self, text: &str) {
-        print(&format!("      {text}"));
-    }
-
     /// How much was, or would be, changed.
     pub(super) const fn changes(&self) -> usize {
         self.changes
@@ -40,6 +35,11 @@ fn line(dry: bool, name: &str, text: &str, changed: &[String]) -> String {
         let _ = write!(line, "  ({verb}: {})", changed.join(", "));
     }
     line
+}
+
+/// Something that the operator should know.
+pub(super) fn note(text: &str) {
+    print(&format!("      {text}"));
 }
 
 /// A reader that has gone away mustn't leave the work half done.

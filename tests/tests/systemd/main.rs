@@ -4,7 +4,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
-mod join;
 mod lab;
 mod ordering;
 mod packages;
