@@ -68,7 +68,18 @@ fn track(ns: &Namespace) {
 
 /// Says `what` to everybody; each connection ends when the client says so.
 fn serve(web: &Namespace, port: u16, what: &'static [u8]) {
-    let listener = web.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))).unwrap();
+    // A neighbouring test that forks right now holds a closed socket of ours until it executes its program.
+    let deadline = Instant::now() + PATIENCE;
+    let listener = web.run(|| {
+        loop {
+            match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)) {
+                Err(e) if e.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                    thread::yield_now()
+                }
+                bound => return bound.unwrap(),
+            }
+        }
+    });
     thread::spawn(move || listener.incoming().flatten().for_each(|mut s| drop(s.write_all(what))));
 }
 
