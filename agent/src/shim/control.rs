@@ -105,9 +105,15 @@ impl Control {
     fn role(&self, stream: &UnixStream) -> Option<Role> {
         match peer::uid(stream) {
             Ok(uid) if uid == 0 || Some(uid) == self.agent_uid => Some(Role::Full),
-            Ok(uid) if uid == nix::unistd::geteuid().as_raw() => Some(Role::Own),
-            Ok(uid) => {
+            // Elsewhere nobody but root gets in.
+            Ok(uid) if self.service.is_some() && uid == nix::unistd::geteuid().as_raw() => Some(Role::Own),
+            // Everybody may knock here, as often as they like.
+            Ok(uid) if self.service.is_some() => {
                 debug!(uid, "refused a client of control.sock that is neither root nor the agent");
+                None
+            }
+            Ok(uid) => {
+                warn!(uid, "refused a client of control.sock that is neither root nor the agent");
                 None
             }
             Err(error) => {

@@ -7,8 +7,8 @@
 //!
 //! # Who may ask what
 //!
-//! Peer credentials decide. Root and the agent may ask everything. The user that the shim itself runs as may ask for
-//! [`Request::Status`], [`Request::Drain`] and [`Request::Resume`]. Nobody else is answered.
+//! Peer credentials decide. Root and the agent may ask everything. In a unit, the user that the shim itself runs as may ask
+//! for [`Request::Status`], [`Request::Drain`] and [`Request::Resume`]. Nobody else is answered.
 //!
 //! # A shim in a unit
 //!
