@@ -89,3 +89,51 @@ fn instances_are_drained_in_turn_and_no_request_fails() {
     assert!(tally.bad.is_empty(), "{} of {} failed: {}", tally.bad.len(), tally.good, tally.bad[0].brief());
     assert!(tally.good > 200, "{} requests are no load", tally.good);
 }
+
+/// Statement 39: whatever the level, every line says whose it is, and none holds a key.
+#[test]
+fn no_key_is_logged_however_much_is() {
+    let mut pair = Pair::allowed().unwrap();
+    let dir = pair.node_b.socket_dir("backend");
+    let mut shim = Shim::connect(&dir);
+    let before = shim.hear(|_| true);
+    shim.say(r#"{"cmd":"set-log-level","level":"trace"}"#);
+    shim.hear(|_| true);
+    // Envoy gets its key again, and says so at length.
+    shim.say(r#"{"cmd":"restart-envoy"}"#);
+    shim.hear(|envoy| envoy["state"] == "live" && envoy["pid"] != before["pid"]);
+    pair.until_served().unwrap();
+    let mut keys = Vec::new();
+    for entry in walk(&pair.node_b.state_dir()) {
+        let text = String::from_utf8_lossy(&std::fs::read(&entry).unwrap()).into_owned();
+        let lines = text.lines().skip_while(|line| !line.contains("PRIVATE KEY")).skip(1);
+        keys.extend(lines.take_while(|line| !line.contains("END")).map(str::to_owned));
+    }
+    assert!(!keys.is_empty(), "no key on disk to look for");
+    let mut lines = 0;
+    for log in walk(&pair.node_b.run_dir().join("log")) {
+        let text = std::fs::read_to_string(&log).unwrap();
+        assert!(!text.contains("PRIVATE KEY"), "{}", log.display());
+        for key in &keys {
+            assert!(!text.contains(key.as_str()), "a key is in {}", log.display());
+        }
+        for line in text.lines() {
+            let line: Value = serde_json::from_str(line).unwrap();
+            assert_eq!(
+                (&line["span"]["mesh"], &line["span"]["workload"]),
+                (&"default".into(), &"backend".into())
+            );
+            lines += 1;
+        }
+    }
+    assert!(lines > 100, "{lines} lines aren't much");
+}
+
+fn walk(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(walk(&path)) } else { files.push(path) }
+    }
+    files
+}
