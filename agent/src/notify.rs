@@ -3,11 +3,13 @@
 //! Nothing here waits: a service manager that doesn't read must not keep anybody from serving.
 
 use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::time::{ClockId, clock_gettime};
 use tracing::debug;
 
@@ -55,6 +57,19 @@ impl Notifier {
             // It says nothing that isn't said again, or seen otherwise.
             debug!(%error, "the service manager can't be told");
         }
+    }
+
+    /// Gives it a descriptor to keep for the unit's next process, under a name.
+    pub(crate) fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let Some(ear) = &self.ear else { return Ok(()) };
+        let socket = UnixDatagram::unbound()?;
+        socket.connect_addr(&ear.1)?;
+        let words = format!("FDSTORE=1\nFDNAME={name}");
+        let fds = [fd.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let words = [io::IoSlice::new(words.as_bytes())];
+        sendmsg::<()>(socket.as_raw_fd(), &words, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+        Ok(())
     }
 
     /// Tells it what goes on, for `systemctl status`.

@@ -22,6 +22,7 @@ mod lines;
 pub mod log;
 pub mod memory;
 pub mod operator;
+mod pace;
 pub mod peer;
 pub mod privileges;
 pub mod process;
@@ -47,6 +48,7 @@ use dns::Sockets;
 use envoy::Snapshot;
 use handover::Handover;
 use log::SetLogLevel;
+use pace::Pace;
 use work::Present;
 use xds::Fallback;
 
@@ -82,6 +84,7 @@ pub fn run(config: &Config, fallback: &Arc<dyn Fallback>, set_log_level: &SetLog
     let span = tracing::error_span!("shim", mesh, workload = name, epoch = tracing::field::Empty);
     let _entered = span.enter();
     let mut left = Handover::inherited().context("what the earlier program of this process left")?;
+    let pace = (left.is_none() && config.service.is_some()).then(Pace::hold_back);
     let mut failure = None;
     loop {
         let ready = match left.take() {
@@ -108,7 +111,12 @@ pub fn run(config: &Config, fallback: &Arc<dyn Fallback>, set_log_level: &SetLog
         ));
         // What still runs are connections; nothing of them needs to end in order.
         runtime.shutdown_background();
-        let Some(state) = served? else { return Ok(()) };
+        let Some(state) = served? else {
+            if let Some(pace) = pace {
+                pace.ended_as_told();
+            }
+            return Ok(());
+        };
         info!(binary = %binary.display(), "this program is replaced");
         let error = state.exec(&binary, &arguments);
         warn!(binary = %binary.display(), %error, "the installed binary cannot be executed; this one goes on");

@@ -33,3 +33,15 @@ pub fn listeners() -> io::Result<Vec<UnixListener>> {
     }
     Ok(listeners)
 }
+
+/// The descriptor that this unit's earlier process has given systemd to keep under this name (`FDSTORE=1`). Call it once.
+#[expect(unsafe_code, reason = "descriptors come by number from the parent")]
+pub(crate) fn kept(name: &str) -> io::Result<Option<OwnedFd>> {
+    let Some((fd, _)) = sd_notify::listen_fds_with_names()?.find(|(_, found)| found == name) else {
+        return Ok(None);
+    };
+    // SAFETY: systemd has opened it for this process and says so to nobody else here; each name is asked for once.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(Some(fd))
+}

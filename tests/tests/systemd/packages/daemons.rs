@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ursa_tests::lab::packages::{Format, Packages};
 use ursa_tests::lab::vm::Vm;
+use ursa_tests::lab::vm::units::State;
 use ursa_tests::lab::{Lab, Programs, wait};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -91,6 +92,47 @@ fn the_agent_starts_with_the_first_question() {
     assert_eq!(vm.unit("ursa-agent.service").state().unwrap().active, "inactive");
     vm.run(&["ursa-agent", "status"]).unwrap();
     powerless(&vm, "ursa-agent.service", "ursa-agent");
+}
+
+/// As often as it ends untold, so long it waits before it tries again; whoever stops it ends that.
+#[test]
+fn a_sidecar_that_ends_again_and_again_is_started_more_and_more_rarely() {
+    let mut lab = Lab::new(&Programs::discover().unwrap()).unwrap();
+    let vm = Vm::booted(&mut lab, "node").unwrap();
+    install(&lab, &vm, "0.1.0", &["ursa", "ursa-agent"]);
+    let name = "ursa-sidecar@web.service";
+    for (path, text) in [
+        ("/etc/sysusers.d/ursa-web.conf", "u ursa-web -:ursa-proxy\n"),
+        ("/etc/systemd/system/ursa-sidecar@web.service.d/10-ursa.conf", "[Service]\nUser=ursa-web\n"),
+        // It needs it, or it would be stopped again.
+        (
+            "/etc/systemd/system/web.service",
+            "[Unit]\nWants=ursa-sidecar@web.service\n[Service]\nExecStart=/bin/sleep infinity\n",
+        ),
+    ] {
+        vm.write(path, text).unwrap();
+    }
+    // The agent would stop a sidecar of which it knows no workload.
+    vm.sh("systemctl mask --quiet --now ursa-agent.service; systemd-sysusers ursa-web.conf; systemctl daemon-reload; \
+           systemctl start --no-block web.service")
+        .unwrap();
+    let sidecar = vm.unit(name);
+    let waits = |state: &State| state.main_pid != 0 && state.status.starts_with("Waiting");
+    for ends in 0..4 {
+        let running = sidecar.wait_until("to serve", SOON, waits).unwrap();
+        assert_eq!(running.restarts, ends, "{}", running.status);
+        sidecar.kill("main", "KILL").unwrap();
+        sidecar.wait_until("to notice", SOON, |state| state.main_pid != running.main_pid).unwrap();
+    }
+    let held =
+        sidecar.wait_until("to hold back", SOON, |state| state.status.starts_with("ended 4 times")).unwrap();
+    assert!(held.status.contains("waits 4 s"), "{}", held.status);
+    let stopped = std::time::Instant::now();
+    sidecar.stop().unwrap();
+    assert!(stopped.elapsed() < Duration::from_secs(3), "{:?}", stopped.elapsed());
+    // Told to end, it forgets.
+    sidecar.begin_start().unwrap();
+    sidecar.wait_until("to serve", Duration::from_secs(3), waits).unwrap();
 }
 
 #[test]

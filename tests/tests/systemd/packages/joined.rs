@@ -1,7 +1,12 @@
 //! A service in the mesh, made by hand as `ursa join` makes it, with programs in the units that only say that they are ready:
 //! what packages do to it is the same.
 
+use std::time::Duration;
+
 use ursa_tests::lab::vm::Vm;
+use ursa_tests::lab::vm::units::State;
+
+const SOON: Duration = Duration::from_secs(30);
 
 /// Says that it is ready, keeps the watchdog quiet, and bears a reload.
 const STUB: &str = "#!/bin/sh
@@ -47,11 +52,38 @@ pub(super) fn join(vm: &Vm) {
     vm.sh("systemd-sysusers ursa-web.conf; systemctl daemon-reload; systemctl restart web.service").unwrap();
 }
 
+/// Another service that wants a sidecar, the real one: it waits for what only a control plane gives. The sidecar's pid.
+pub(super) fn wait_for_another(vm: &Vm) -> i32 {
+    for (path, text) in [
+        (
+            "/run/systemd/system/late.service",
+            "[Unit]\nWants=ursa-sidecar@late.service\nAfter=ursa-sidecar@late.service\n[Service]\nExecStart=/bin/sleep infinity\n",
+        ),
+        // In place of the template's of this name.
+        ("/run/systemd/system/ursa-sidecar@late.service.d/99-stub.conf", "[Service]\nUser=ursa-web\n"),
+    ] {
+        vm.write(path, text).unwrap();
+    }
+    vm.sh("systemctl daemon-reload; systemctl start --no-block late.service").unwrap();
+    vm.unit("ursa-sidecar@late.service").wait_until("to wait", SOON, waits).unwrap().main_pid
+}
+
+fn waits(state: &State) -> bool {
+    state.active == "activating" && state.status.starts_with("Waiting")
+}
+
+/// It still waits, as the same process.
+pub(super) fn still_waits(vm: &Vm, pid: i32) {
+    let state = vm.unit("ursa-sidecar@late.service").wait_until("to wait", SOON, waits).unwrap();
+    assert_eq!((state.main_pid, state.restarts), (pid, 0));
+}
+
 /// Takes the stand-ins away again.
 pub(super) fn leave_no_stub(vm: &Vm) {
     for unit in STAND_INS {
         vm.sh(&format!("rm -rf '/run/systemd/system/{unit}.d'")).unwrap();
     }
+    vm.sh("rm -rf /run/systemd/system/*late.service*").unwrap();
     vm.reload_units().unwrap();
 }
 

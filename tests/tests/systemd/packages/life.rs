@@ -103,12 +103,14 @@ fn life(format: Format) {
     joined::join(&vm);
     vm.sh("ursa-init apply --host --proxy-uid $(id -u ursa-web); echo 'controlPlane: control:5678' >> /etc/ursa/agent.yaml")
         .unwrap();
+    let late = joined::wait_for_another(&vm);
     let before_upgrade = undisturbed(&vm);
     assert!(before_upgrade.3.contains("ursa"), "{}", before_upgrade.3);
     let mut agent = main_pid(&vm, "ursa-agent.service");
     for packages in [&second, &first] {
         let done = packages.install(&vm).unwrap();
         assert_eq!(undisturbed(&vm), before_upgrade, "{}", done.brief());
+        joined::still_waits(&vm, late);
         let next = main_pid(&vm, "ursa-agent.service");
         assert_ne!(next, agent);
         agent = next;
