@@ -74,7 +74,7 @@ fn serve(web: &Namespace, port: u16, what: &'static [u8]) {
         loop {
             match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)) {
                 Err(e) if e.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
-                    thread::yield_now()
+                    thread::yield_now();
                 }
                 bound => return bound.unwrap(),
             }
