@@ -145,7 +145,7 @@ fn prepare(config: &AgentConfig) -> anyhow::Result<()> {
     let of_fork = of_fork.into_iter().filter(|_| config.launcher() == LauncherKind::Fork);
     for (dir, mode) in of_fork.chain(of_all) {
         create(&dir, mode).with_context(|| {
-            format!("can't create {}; run the agent as its package's unit does, or as root", dir.display())
+            format!("can't create {}; run the agent as root, or as its package's unit does", dir.display())
         })?;
     }
     Ok(())

@@ -67,8 +67,8 @@ fn messages(plan: &Plan) -> u64 {
     // Generation and tables before; generation, tables, chains, rules, generation after.
     let reads = 2 + 5;
     // Which backend serves; whether iptables left anything.
-    let backends = 1 + 2;
-    // lo's state and its change; dumps of routes, rules and addresses; what is added.
-    let routes = 2 + 6 + plan.local_routes.len() + plan.loopback_addresses.len();
+    let backends = 1 + 1;
+    // lo's state and its change; dumps of our routes (of each family), rules and addresses; what is added.
+    let routes = 2 + 4 + plan.local_routes.len() + plan.loopback_addresses.len();
     u64::try_from(backends + batch + reads + routes).unwrap()
 }

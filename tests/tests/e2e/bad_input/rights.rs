@@ -34,7 +34,7 @@ fn missing_rights() {
     assert_eq!(differences(&stored, &ground.stored()), "");
 
     let mut init = as_nobody(&host.path(), &programs.path("ursa-init"));
-    refused(init.args(["apply", "--proxy-uid", "5678"]), "", 1, &["CAP_SYS_ADMIN", "run as root"]);
+    refused(init.args(["apply", "--proxy-uid", "5678"]), "", 1, &["CAP_NET_ADMIN", "run as root"]);
     // Root without the one capability that counts.
     let mut init = Command::new("nsenter");
     init.arg(format!("--net={}", host.path().display()))
